@@ -1,0 +1,5 @@
+"""`python -m recft` is the command line."""
+
+from recft.cli import main
+
+main()

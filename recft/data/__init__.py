@@ -1,0 +1,1 @@
+"""Tables become checked records, split and stored."""

@@ -1,0 +1,401 @@
+"""The recipe: its schema, reading it from YAML 1.2, overriding it, and writing it back.
+
+Settings of a task or a method belong to the member's own file (its `Config`); this module finds them by name
+and checks the whole at once, so that one reading of the errors mends a recipe.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, cast
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from recft import registry
+from recft.errors import RecipeError, problem
+
+__all__ = [
+    "DataSettings",
+    "EvalSettings",
+    "ExportSettings",
+    "MethodSettings",
+    "ModelSettings",
+    "Recipe",
+    "Settings",
+    "TaskSettings",
+    "TuneSettings",
+]
+
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """A frozen group of settings in which an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TaskSettings(Settings):
+    """What every task can be told; a task's own `Config` adds to it."""
+
+    name: str
+
+
+class MethodSettings(Settings):
+    """What every tuning method can be told; a method's own `Config` adds to it."""
+
+    name: str
+    layers: Literal["all"] | str | tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default="all", description="which layers are touched: all, `last N`, or a list of numbers from 0"
+    )
+
+
+class ItemsTable(Settings):
+    """The catalogue: one row an item."""
+
+    path: str
+    id: str
+    text: tuple[str, ...] = Field(min_length=1, description="columns that make an item's text, in order")
+    title: str | None = Field(default=None, description="the column shown to people; the first text column if absent")
+    separator: str | None = None
+
+
+class InteractionsTable(Settings):
+    """The interaction log: one row an event."""
+
+    path: str
+    user: str
+    item: str
+    time: str
+    rating: str | None = None
+    event: str | None = None
+    keep_events: tuple[str, ...] | None = None
+    time_format: str = Field(default="auto", description="auto, seconds, milliseconds, iso, or a strftime pattern")
+    time_range: tuple[str, str] | None = Field(default=None, description="first and last time that can be true")
+    rating_range: tuple[float, float] | None = None
+    separator: str | None = None
+
+
+class QueriesTable(Settings):
+    """Queries; with `item` and `grade` one row a judgement, otherwise joined with `grades` by `id`."""
+
+    path: str
+    query: str
+    id: str | None = None
+    item: str | None = None
+    grade: str | None = None
+    separator: str | None = None
+
+
+class GradesTable(Settings):
+    """Judgements, where they stand in a table of their own."""
+
+    path: str
+    query: str
+    item: str
+    grade: str
+    separator: str | None = None
+
+
+class SplitSettings(Settings):
+    """How records are divided into train, valid and test."""
+
+    by: Literal["time", "leave_one_out", "query", "user", "cold_items"] | None = None
+    folds: Annotated[int, Field(ge=2)] | None = None
+    fold: Annotated[int, Field(ge=0)] = 0
+    seed: int = Field(default=0, description="of the shuffle; the recipe's seed does not move the split")
+    valid: Share = Field(default=0.1, description="share held out for choosing; by time, of the span before test")
+    test: Share = Field(default=0.1, description="share held out for reporting, where there are no folds")
+
+
+class LabelSettings(Settings):
+    """Where yes and no come from in a pointwise task."""
+
+    at_least: float | None = Field(default=None, description="a rating of at least this is yes, any other is no")
+    negatives: Positive | None = Field(
+        default=None, description="for each bought item, so many drawn by popularity from what was not bought by then"
+    )
+
+
+class DataSettings(Settings):
+    """The tables, the checks and the split."""
+
+    items: ItemsTable
+    interactions: InteractionsTable | None = None
+    queries: QueriesTable | None = None
+    grades: GradesTable | None = None
+    split: SplitSettings = SplitSettings()
+    labels: LabelSettings = LabelSettings()
+    on_error: Literal["stop", "quarantine"] = "stop"
+    on_missing_text: Literal["stop", "skip"] = "stop"
+    on_duplicate: Literal["first", "stop"] = Field(
+        default="first", description="repeated judgements of one query and item: keep the first, or stop"
+    )
+
+
+class ModelSettings(Settings):
+    """The pretrained base and how it is loaded."""
+
+    base: str = "minilm"
+    revision: str | None = None
+    quantization: Literal["none", "int8", "nf4", "fp4"] = "none"
+    double_quantization: bool = False
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    trust_remote_code: bool = False
+
+
+class EarlyStopping(Settings):
+    """When to stop, and which step is the best."""
+
+    metric: str | None = Field(default=None, description="the task's own where absent")
+    patience: Positive | None = Field(default=None, description="evaluations without a better score; none: never stop")
+
+
+class TuneSettings(Settings):
+    """The optimization."""
+
+    epochs: Annotated[float, Field(gt=0)] = 3
+    max_steps: Positive | None = None
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    batch_size: Positive = Field(default=32, description="examples an optimizer step, over all processes")
+    micro_batch_size: Literal["auto"] | Positive = Field(default="auto", description="texts a forward pass")
+    max_tokens: Annotated[int, Field(ge=8)] = 128
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = "adamw"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_share: Share = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    dropout: Share = 0.0
+    average: Share = Field(default=0.0, description="decay of a running average of the adapter, served in its place")
+    gradient_checkpointing: bool = False
+    early_stopping: EarlyStopping = EarlyStopping()
+    eval_every_steps: Positive | None = Field(default=None, description="once an epoch where absent")
+    checkpoint_every_steps: Positive = 200
+    log_every_steps: Positive = 10
+    start_from: str | None = Field(default=None, description="a run whose adapter is tuned on")
+
+
+class EvalSettings(Settings):
+    """What is measured, against what."""
+
+    metrics: tuple[str, ...] | None = Field(default=None, description="the task's own where absent")
+    baselines: tuple[str, ...] = ()
+    slices: tuple[str, ...] = ()
+    candidates: Literal["all", "judged"] = Field(default="all", description="rank the catalogue, or judged items only")
+    mask_history: bool = Field(default=False, description="items of the history are neither candidates nor targets")
+    bootstrap: Annotated[int, Field(ge=100)] = 1000
+    batch_tokens: Annotated[int, Field(ge=64)] = 16384
+
+
+class Tolerances(Settings):
+    """How far an export may be from the tuned model."""
+
+    score: Annotated[float, Field(gt=0)] = 1e-4
+    top_k_agreement: Annotated[float, Field(ge=0, le=1)] = 0.99
+    metric: Annotated[float, Field(gt=0)] = 1e-3
+
+
+class ExportSettings(Settings):
+    """How an export is certified and written."""
+
+    tolerances: Tolerances = Tolerances()
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    rows: Positive = Field(default=500, description="held-out inputs that are compared and travel with the export")
+
+
+class Recipe(Settings):
+    """All that decides a run. `Recipe.load` reads one; equal recipes give equal runs."""
+
+    name: str = Field(pattern=r"^[\w][\w.\-]*$")
+    seed: Annotated[int, Field(ge=0)] = 0
+    task: SerializeAsAny[TaskSettings]
+    data: DataSettings
+    model: ModelSettings = ModelSettings()
+    method: SerializeAsAny[MethodSettings]
+    tune: TuneSettings = TuneSettings()
+    eval: EvalSettings = EvalSettings()
+    export: ExportSettings = ExportSettings()
+
+    @classmethod
+    def load(cls, path: Path, overrides: Sequence[str] = ()) -> Self:
+        """The recipe in a YAML file, with `key=value` overrides laid over it.
+
+        Paths in it are relative to the recipe's folder and come back absolute.
+
+        Raises:
+            RecipeError: with every mistake at once.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(
+                problem(str(path), f"cannot be read ({error})", "a recipe is a YAML file in UTF-8", "check the path")
+            ) from error
+        raw = _parse(text, str(path))
+        if not isinstance(raw, dict):
+            raise RecipeError(
+                problem(str(path), f"holds {type(raw).__name__}", "a recipe is a mapping of keys", "see recipes/ for examples")
+            )
+        for override in overrides:
+            _lay_over(raw, override)
+        return cls.from_mapping(raw, folder=path.parent)
+
+    @classmethod
+    def from_mapping(cls, raw: dict[str, Any], folder: Path | None = None) -> Self:
+        """The recipe in a plain mapping; relative paths are taken from `folder`.
+
+        Raises:
+            RecipeError: with every mistake at once.
+        """
+        mistakes: list[str] = []
+        filled = dict(raw)
+        for key, package in (("task", "recft.tasks"), ("method", "recft.methods")):
+            filled[key] = _member(filled.get(key), key, package, mistakes)
+        try:
+            recipe = cls.model_validate(filled)
+        except ValidationError as error:
+            mistakes = _explain(error, cls, ()) + mistakes
+        if mistakes:
+            raise RecipeError("\n".join(mistakes))
+        return recipe._with_paths(folder.resolve()) if folder else recipe
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML; `from_mapping` of it is equal to this one."""
+        stream = io.StringIO()
+        yaml = YAML(typ="safe")
+        yaml.default_flow_style = False
+        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+        yaml.allow_unicode = True
+        yaml.width = 4096
+        yaml.dump(self.model_dump(mode="json"), stream)
+        return stream.getvalue()
+
+    def facts(self) -> dict[str, object]:
+        """The recipe as flat dotted keys: what refusals are matched against."""
+        flat: dict[str, object] = {}
+
+        def walk(value: object, place: str) -> None:
+            if isinstance(value, dict):
+                for key, inner in value.items():
+                    walk(inner, f"{place}.{key}" if place else key)
+            else:
+                flat[place] = value
+
+        walk(self.model_dump(), "")
+        return flat
+
+    def _with_paths(self, folder: Path) -> Self:
+        """Every path of the recipe made absolute; hub ids are left as they are."""
+        tables: dict[str, Any] = {}
+        for key in ("items", "interactions", "queries", "grades"):
+            table = getattr(self.data, key)
+            if table is not None:
+                tables[key] = table.model_copy(update={"path": str((folder / table.path).resolve())})
+        update: dict[str, Any] = {"data": self.data.model_copy(update=tables)}
+        base = folder / self.model.base
+        if base.is_dir():
+            update["model"] = self.model.model_copy(update={"base": str(base.resolve())})
+        if self.tune.start_from:
+            start = str((folder / self.tune.start_from).resolve())
+            update["tune"] = self.tune.model_copy(update={"start_from": start})
+        return self.model_copy(update=update)
+
+
+def _parse(text: str, place: str) -> Any:
+    # ruamel.yaml reads YAML 1.2: `3e-4` is a number and `no` is a word.
+    try:
+        return YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise RecipeError(
+            problem(place, f"not YAML: {' '.join(str(error).split())}", "YAML 1.2", "mend the line that is named")
+        ) from error
+
+
+def _lay_over(raw: dict[str, Any], override: str) -> None:
+    """Lays one `a.b=value` over a mapping, making the mappings in between."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(
+            problem("--set", f"'{override}'", "key=value with a dotted key", "for example --set tune.epochs=1")
+        )
+    *parents, last = key.strip().split(".")
+    place = raw
+    for depth, part in enumerate(parents):
+        inner = place.get(part)
+        if inner is None:
+            inner = {}
+        elif isinstance(inner, str) and depth == 0 and part in ("task", "method"):
+            inner = {"name": inner}  # `task: retrieval` is short for `task: {name: retrieval}`
+        elif not isinstance(inner, dict):
+            raise RecipeError(
+                problem(f"--set {key}", f"'{part}' holds {inner!r}, not a mapping", "a dotted key names a setting", "correct the key")
+            )
+        place[part] = inner
+        place = inner
+    place[last] = _parse(text, f"--set {key}")
+
+
+def _member(raw: object, key: str, package: str, mistakes: list[str]) -> object:
+    """The settings of a task or method, checked by the member's own `Config`; mistakes are collected."""
+    if isinstance(raw, Settings):
+        return raw
+    settings: dict[str, Any] = {"name": raw} if isinstance(raw, str) else dict(cast(dict[str, Any], raw or {}))
+    placeholder = TaskSettings(name="?") if key == "task" else MethodSettings(name="?")
+    name = settings.get("name")
+    if not isinstance(name, str):
+        mistakes.append(
+            problem(f"{key}.name", "is missing", f"one of {', '.join(registry.names(package))}", "name one")
+        )
+        return placeholder
+    try:
+        config = registry.load(package, name).Config
+        settings["name"] = name.replace("_", "-")
+        return config.model_validate(settings)
+    except RecipeError as error:
+        mistakes.append(f"{key}.name: {error}")
+    except ValidationError as error:
+        mistakes.extend(_explain(error, config, (key,)))
+    return placeholder
+
+
+def _explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...]) -> list[str]:
+    """A validation error as lines of place, value, rule and fix."""
+    lines = []
+    for detail in error.errors():
+        location = [str(part) for part in detail["loc"]]
+        place = ".".join([*prefix, *location])
+        if detail["type"] == "extra_forbidden":
+            known = _fields_at(model, location[:-1])
+            hint = registry.suggestion(location[-1], known)
+            lines.append(problem(place, f"unknown key.{hint}", f"one of {', '.join(known)}", "correct or remove it"))
+        elif detail["type"] == "missing":
+            lines.append(problem(place, "is missing", "this key is required", "add it to the recipe"))
+        else:
+            lines.append(problem(place, f"{detail['input']!r}", detail["msg"], "correct the value"))
+    return lines
+
+
+def _fields_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """The known keys at a place of the schema."""
+    current: type[BaseModel] = model
+    for part in location:
+        field = current.model_fields.get(part)
+        inner = _settings_in(field.annotation) if field else None
+        if inner is None:
+            break
+        current = inner
+    return sorted(current.model_fields)
+
+
+def _settings_in(annotation: object) -> type[BaseModel] | None:
+    """The group of settings in an annotation such as `ItemsTable | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in getattr(annotation, "__args__", ()) if (found := _settings_in(part))), None)

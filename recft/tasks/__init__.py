@@ -1,0 +1,1 @@
+"""One file per task: record -> model input, target, loss, scores, default metrics."""
