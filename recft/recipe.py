@@ -89,6 +89,7 @@ class QueriesTable(Settings):
     id: str | None = None
     item: str | None = None
     grade: str | None = None
+    grade_range: tuple[float, float] | None = None
     separator: str | None = None
 
 
@@ -99,6 +100,7 @@ class GradesTable(Settings):
     query: str
     item: str
     grade: str
+    grade_range: tuple[float, float] | None = None
     separator: str | None = None
 
 

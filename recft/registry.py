@@ -11,7 +11,7 @@ import difflib
 import importlib
 import importlib.util
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +26,24 @@ class Refusal:
 
     `when` maps a fact's name to the value (or the values) that it must have for the refusal to hold; all must
     match. Facts are the recipe's dotted keys and what the verb knows besides: `kind`, `architecture`, `device`,
-    `method.name`, `target`.
+    `method.name`, `target`. `unless` maps facts to values that lift the refusal; one that matches is enough.
     """
 
     when: Mapping[str, object]
     reason: str
     fix: str
+    unless: Mapping[str, object] = field(default_factory=dict)
 
     def holds(self, facts: Mapping[str, object]) -> bool:
-        """Whether every condition of this refusal is met by `facts`."""
-        return all(
-            key in facts and (facts[key] in value if isinstance(value, tuple | frozenset) else facts[key] == value)
-            for key, value in self.when.items()
-        )
+        """Whether every condition of this refusal is met by `facts`, and none that lifts it."""
+        met = all(_matches(facts, key, value) for key, value in self.when.items())
+        return met and not any(_matches(facts, key, value) for key, value in self.unless.items())
+
+
+def _matches(facts: Mapping[str, object], key: str, value: object) -> bool:
+    if key not in facts:
+        return False
+    return facts[key] in value if isinstance(value, tuple | frozenset) else facts[key] == value
 
 
 def names(package: str) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from recft.errors import ExportError, problem
 from recft.recipe import ModelSettings
 from recft.registry import Refusal
 
@@ -34,7 +35,8 @@ class Source:
         adapter_config: its `adapter_config.json`.
         adapter_tensors: its `adapter_model.safetensors`.
         plain_lora: gives (config, tensors) of the exact plain LoRA, or None where the method is none.
-        model: the recipe's base and quantization.
+        model: the recipe's base and quantization, `compute_dtype` as the run resolved it: k-bit weights are made
+            from weights rounded to it.
         dtype: of the weights that are written.
     """
 
@@ -48,6 +50,23 @@ class Source:
     model: ModelSettings
     dtype: torch.dtype
 
+    def need_merged(self) -> PreTrainedModel:
+        """A fresh merged model.
+
+        Raises:
+            ExportError: the method has no weights to merge into.
+        """
+        if self.merged is None:
+            raise ExportError(
+                problem(
+                    "export",
+                    "this method cannot be merged",
+                    "this target holds weights only, and the method adds to them",
+                    "export to onnx",
+                )
+            )
+        return self.merged()
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -56,12 +75,17 @@ class Engine:
     Attributes:
         name: the engine, as people call it.
         version: its version.
-        encode: texts -> (N, K) float32, what `models.text_model.encode` gives for the tuned model.
+        encode: texts -> (N, K) float32, what `models.text_model.encode` gives for the tuned model. It truncates
+            plainly: (body, tail) texts go through `models.text_model.cut` first, with `tokenizer`.
+        tokenizer: the artefact's own.
+        dtype: what it computes in; in float32 it must agree with the reference up to rounding.
     """
 
     name: str
     version: str
     encode: Callable[[Sequence[str | tuple[str, str]]], np.ndarray]
+    tokenizer: PreTrainedTokenizerBase
+    dtype: str
 
 
 class Export(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,11 +11,10 @@ from recft.recipe import MethodSettings
 from recft.registry import Refusal
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-__all__ = ["Attached", "Method", "Plan", "chosen_layers"]
+__all__ = ["SAVED_PREFIX", "Attached", "Method", "Plan", "chosen_layers"]
 
 SAVED_PREFIX = "base_model.model."
 """What PEFT puts before every module name in `adapter_model.safetensors`."""
@@ -32,6 +31,7 @@ class Plan:
         dropout: of the adapter's input, while training.
         seed: of the adapter's initial values.
         samples: tokenized training texts (dicts of (B, T) tensors) for initialisation from data; may be empty.
+        tokenize: texts to such a dict, for initialisation from words of the recipe; absent when only loading.
     """
 
     kind: str
@@ -40,6 +40,7 @@ class Plan:
     dropout: float = 0.0
     seed: int = 0
     samples: Sequence[Mapping[str, Tensor]] = field(default=())
+    tokenize: Callable[[Sequence[str]], Mapping[str, Tensor]] | None = None
 
 
 class Attached(Protocol):
@@ -80,12 +81,29 @@ class Attached(Protocol):
 class Method(Protocol):
     """One tuning method."""
 
-    Config: type[MethodSettings]
-    summary: str
-    mergeable: bool
-    starts_as_identity: bool
-    allows_gradient_checkpointing: bool
-    refusals: tuple[Refusal, ...]
+    @property
+    def Config(self) -> type[MethodSettings]:  # noqa: N802 - a class
+        """Its settings."""
+
+    @property
+    def summary(self) -> str:
+        """One line for `recft methods`."""
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether `merge` gives weights that carry all of it."""
+
+    @property
+    def starts_as_identity(self) -> bool:
+        """Whether a new adapter leaves the model's outputs as they are, up to rounding."""
+
+    @property
+    def allows_gradient_checkpointing(self) -> bool:
+        """Whether gradients stay right with it."""
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """What it cannot do."""
 
     def attach(self, model: PreTrainedModel, config: Any, plan: Plan) -> Attached:
         """Puts a new adapter into `model`, in place, and freezes everything else.
@@ -111,6 +129,14 @@ class Method(Protocol):
 
         Raises:
             ExportError: this method has no weights to merge into.
+        """
+
+    def plain_lora(
+        self, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """The same adapter as a plain LoRA (s = alpha / rank, one rank for all layers), or None where it is none.
+
+        The configuration and the tensors come in as saved, and go out as PEFT's LoraConfig and its tensors.
         """
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Base", "base_hash", "compute_dtype", "config_of", "device_of", "kind_of", "load_base", "resolve", "tokenizer_of"]
+__all__ = ["Base", "base_hash", "compute_dtype", "config_of", "device_of", "kind_of", "load_base", "quiet", "resolve", "tokenizer_of"]
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -191,11 +191,11 @@ def load_base(
 
     extra: dict[str, Any] = {"num_labels": n_labels} if head == "classifier" else {}
     if settings.quantization != "none":
-        with _quiet():
+        with quiet():
             extra |= {"quantization_config": _quantization(settings, dtype), "device_map": {"": str(device)}}
     torch.manual_seed(seed)
     try:
-        with _quiet():
+        with quiet():
             model, info = getattr(transformers, AUTO_CLASS[head]).from_pretrained(
                 resolve(settings.base),
                 dtype=dtype,
@@ -289,7 +289,7 @@ def _steady_int8() -> type:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps the libraries' own chatter off the terminal: a new head or a missing kernel is announced by us."""
     from transformers.utils import logging as library
 

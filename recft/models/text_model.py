@@ -16,7 +16,7 @@ from recft.errors import ModelError, problem
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Serving", "TextModel", "chunks_by_length", "encode", "label_tokens", "padded", "tokenize"]
+__all__ = ["Serving", "TextModel", "chunks_by_length", "cut", "encode", "label_tokens", "padded", "tokenize"]
 
 Text = str | tuple[str, str]
 Tokens = dict[str, list[int]]
@@ -139,47 +139,73 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_toke
 
     An encoder sees body and tail as its two segments; a causal model sees them as one string.
     """
-    pairs = [text for text in texts if not isinstance(text, str)]
-    if not pairs:
-        encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens)
-    elif len(pairs) < len(texts):
-        raise ModelError(problem("tokenize", "single texts and pairs in one batch", "one kind a batch", "split the batch"))
+    fitted = cut(tokenizer, texts, max_tokens)
+    if fitted and not isinstance(fitted[0], str):
+        bodies, tails = zip(*fitted, strict=True)
+        encoded = tokenizer(list(bodies), list(tails), truncation=True, max_length=max_tokens)
     else:
-        bodies, tails = _fitted(tokenizer, pairs, max_tokens)
-        if _has_segments(tokenizer):
-            encoded = tokenizer(bodies, tails, truncation="longest_first", max_length=max_tokens)
-        else:
-            joined = [body + tail for body, tail in zip(bodies, tails, strict=True)]
-            encoded = tokenizer(joined, truncation=True, max_length=max_tokens)
+        encoded = tokenizer(fitted, truncation=True, max_length=max_tokens)
     names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
     return [{name: encoded[name][row] for name in names} for row in range(len(texts))]
 
 
-def _has_segments(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False)
+def cut(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_tokens: int) -> list[Text]:
+    """The texts as an engine takes them: its plain truncation at `max_tokens` then gives the ids of `tokenize`.
 
+    Single texts are left to that truncation. Of a (body, tail) the body is cut, at a token's end, so that body, tail
+    and special tokens fit; a tail that would leave the body less than a quarter is cut to three quarters: a title of
+    a megabyte must not push everything else out. Pairs stay pairs for a base with segments, else they are joined.
 
-def _fitted(
-    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]], max_tokens: int
-) -> tuple[list[str], list[str]]:
-    """Bodies cut, at a token's end, so that body, tail and special tokens fit.
-
-    A tail that would leave the body less than a quarter is cut to three quarters: a title of a megabyte must not
-    push everything else out.
+    Raises:
+        ModelError: single texts and pairs are mixed.
     """
-    room = max_tokens - tokenizer.num_special_tokens_to_add(pair=True)
+    pairs = [text for text in texts if not isinstance(text, str)]
+    if not pairs:
+        return list(texts)
+    if len(pairs) < len(texts):
+        raise ModelError(problem("tokenize", "single texts and pairs in one batch", "one kind a batch", "split the batch"))
+    segments = _has_segments(tokenizer)
+    room = max_tokens - tokenizer.num_special_tokens_to_add(pair=segments)
     tails, tail_sizes = _cut(tokenizer, [tail for _, tail in pairs], [room * 3 // 4] * len(pairs))
-    bodies, _ = _cut(tokenizer, [body for body, _ in pairs], [room - size for size in tail_sizes])
-    return bodies, tails
+    limits = [room - size for size in tail_sizes]
+    bodies, sizes = _cut(tokenizer, [body for body, _ in pairs], limits)
+    if segments:
+        return list(zip(bodies, tails, strict=True))
+    return _joined(tokenizer, bodies, tails, sizes, max_tokens)
+
+
+def _has_segments(tokenizer: PreTrainedTokenizerBase) -> bool:
+    # Not the number of special tokens: Llama 3 puts a second begin token before the second of a pair.
+    return tokenizer.sep_token_id is not None
+
+
+def _joined(
+    tokenizer: PreTrainedTokenizerBase, bodies: list[str], tails: list[str], sizes: list[int], max_tokens: int
+) -> list[Text]:
+    """Body and tail as one string each, within `max_tokens`.
+
+    Where the two meet, other tokens may come out than from each alone: a body is cut further until the whole fits,
+    so that the engine's truncation never reaches the tail's end.
+    """
+    while True:
+        joined = [body + tail for body, tail in zip(bodies, tails, strict=True)]
+        encoded = tokenizer(joined, verbose=False)["input_ids"]
+        over = [len(ids) - max_tokens for ids in encoded]
+        shrunk = [row for row, excess in enumerate(over) if excess > 0 and sizes[row] > 0]
+        if not shrunk:
+            return list(joined)
+        limits = [max(sizes[row] - over[row], 0) for row in shrunk]
+        for row, body, size in zip(shrunk, *_cut(tokenizer, [bodies[row] for row in shrunk], limits), strict=True):
+            bodies[row], sizes[row] = body, size
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase, texts: list[str], limits: list[int]) -> tuple[list[str], list[int]]:
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    cut, sizes = [], []
+    kept, sizes = [], []
     for text, offsets, limit in zip(texts, encoded["offset_mapping"], limits, strict=True):
-        cut.append(text if len(offsets) <= limit else text[: offsets[limit][0]])
+        kept.append(text if len(offsets) <= limit else text[: offsets[limit][0]])
         sizes.append(min(len(offsets), limit))
-    return cut, sizes
+    return kept, sizes
 
 
 def chunks_by_length(tokens: Sequence[Tokens], chunk_tokens: int, most_rows: int) -> list[np.ndarray]:

@@ -1,0 +1,79 @@
+"""The command line: one file a command, found by its name; the only place that prints or exits.
+
+`main` builds the application from the files of this folder, and turns what a command raises into an exit code:
+0 done, 1 an error a user can mend, 2 wrong usage, 3 a gate failed, 130 interrupted, 143 terminated. Anything else is
+a bug and shows its traceback. Nothing here imports torch: verbs do, and they are imported when a command runs.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import typer
+
+from recft import registry
+from recft.cli._base import Command, Stopped, guarded, stoppable
+from recft.cli._shell import complain
+from recft.errors import RecftError
+
+__all__ = ["build", "main"]
+
+_ABOUT = """Adapts pretrained language models to shop search and recommendation.
+
+prepare -> tune -> eval -> export: four commands from raw tables to a certified, servable model."""
+
+
+def build() -> typer.Typer:
+    """The application, with a command for every file of this folder."""
+    app = typer.Typer(
+        name="recft",
+        help=_ABOUT,
+        no_args_is_help=True,
+        # Plain help: it is the same in a pipe, and needs no import of rich.
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+    app.callback()(_options)
+    commands: dict[str, Command] = {name: registry.load("recft.cli", name) for name in registry.names("recft.cli")}
+    for name, command in sorted(commands.items(), key=lambda entry: (entry[1].place, entry[0])):
+        # \b keeps click from filling the lines of the example into a paragraph.
+        epilog = f"\b\nExample:\n  {command.example}"
+        app.command(name, help=command.summary, epilog=epilog)(guarded(command.run))
+    return app
+
+
+def _options(
+    version: bool = typer.Option(
+        False, "--version", help="Show the version and leave.", is_eager=True, callback=lambda asked: _version(asked)
+    ),
+) -> None:
+    """What stands before a command."""
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import recft
+
+        typer.echo(f"recft {recft.__version__}")
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command line and leaves with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a title is shown even where the locale lacks its signs
+    try:
+        with stoppable():
+            build()(args=list(arguments) if arguments is not None else None, prog_name="recft")
+    except RecftError as error:
+        complain(str(error))
+        sys.exit(error.exit_code)
+    except Stopped as stop:
+        complain(str(stop), mark="stopped")
+        sys.exit(stop.exit_code)
+    sys.exit(0)

@@ -1,0 +1,25 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["Force", "JsonFile", "Overrides", "Quiet", "RecipeFile", "RunFolderPath"]
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages; errors and results stay.")]
+JsonFile = Annotated[
+    str | None,
+    typer.Option(
+        "--json", metavar="FILE", help="Write the result as JSON; - writes it to stdout in place of the table."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Lay a value over the recipe: a dotted key and YAML. Repeatable."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace what the folder holds.")]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
+RunFolderPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, made by `recft tune`.")]

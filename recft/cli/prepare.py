@@ -1,0 +1,63 @@
+"""`recft prepare`: raw tables to checked, split data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recft.cli._base import Command
+from recft.cli._options import Force, JsonFile, Overrides, Quiet, RecipeFile
+from recft.cli._progress import listening
+from recft.cli._shell import deliver
+from recft.reports.tables import Sheet, facts, number
+
+__all__ = ["MEMBER", "card_sheets"]
+
+
+def run(
+    recipe: RecipeFile,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where to; runs/<name>/data where absent.")
+    ] = None,
+    overrides: Overrides = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    json: JsonFile = None,
+) -> None:
+    """Check, split and audit raw tables; write a data card."""
+    import recft
+
+    with listening(quiet) as listen:
+        store = recft.prepare(recft.Recipe.load(recipe, overrides or ()), out=out, force=force, listen=listen)
+    deliver({"folder": str(store.folder), "card": store.card}, json, *card_sheets(store.card), f"data: {store.folder}")
+
+
+def card_sheets(card: dict[str, Any]) -> list[Sheet]:
+    """What a data card says, as far as people read it first."""
+    splits = {
+        name: part for name, part in card.get("split", {}).items() if isinstance(part, dict) and "records" in part
+    }
+    columns = list(dict.fromkeys(key for part in splits.values() for key in part))
+    by = card.get("split", {}).get("by", "?")
+    sheets = [
+        facts("counts", card.get("counts", {})),
+        Sheet(
+            columns=("split", *(column.replace("_", " ") for column in columns)),
+            rows=[(name, *(number(part.get(column)) for column in columns)) for name, part in splits.items()],
+            notes=[f"split by {by}"],
+        ),
+    ]
+    lengths = card.get("lengths", {})
+    if lengths:
+        losing = {name: part["rows_losing_tokens"] for name, part in lengths.get("columns", {}).items()}
+        sheets.append(facts(f"rows losing tokens at {lengths.get('max_tokens')}", losing))
+    quarantined = card.get("quarantined", {}).get("rows", 0)
+    aside = {**card.get("dropped", {}), **({"set aside in quarantine.jsonl": quarantined} if quarantined else {})}
+    return [*sheets, facts("rows left out", aside)] if aside else sheets
+
+
+MEMBER = Command(
+    run, "recft prepare recipes/retrieval/chorus.yaml --out prepared --set data.on_error=quarantine", place=0
+)

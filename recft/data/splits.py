@@ -1,0 +1,338 @@
+"""Dividing events and queries into train, valid and test.
+
+Events are grouped into baskets: what one user did at one moment. A record's input is what the user did strictly
+before its basket, so a basket never sees itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recft.data.judgements import Judgements
+from recft.data.store import SPLITS, Log, Split
+from recft.errors import DataError, RecipeError, problem
+from recft.recipe import SplitSettings
+
+__all__ = ["Drafts", "QueryDraft", "Spans", "split_events", "split_queries"]
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Records over the log. Targets of record r are the log's rows `rows[offsets[r]:offsets[r + 1]]`.
+
+    Attributes:
+        starts: (R,) first row of the history.
+        cuts: (R,) first row after the history.
+        ends: (R,) first row after the targets; what the user did by then is known to be no negative.
+        offsets: (R + 1,) into rows.
+        rows: (P,) rows of the log.
+    """
+
+    starts: Ints
+    cuts: Ints
+    ends: Ints
+    offsets: Ints
+    rows: Ints
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+
+@dataclass(frozen=True)
+class QueryDraft:
+    """The queries of one split, as places in the judgements: pairs are `rows[offsets[r]:offsets[r + 1]]`."""
+
+    queries: Ints
+    offsets: Ints
+    rows: Ints
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """All splits of a log.
+
+    Attributes:
+        splits: the records of each.
+        trained: (E,) events that training may know: negatives are drawn by their popularity.
+        kept: (E,) events that histories may hold; only cold items are missing from it.
+        card: the cuts, for the card.
+    """
+
+    splits: Mapping[Split, Spans]
+    trained: NDArray[np.bool_]
+    kept: NDArray[np.bool_]
+    card: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Baskets:
+    """Baskets of a sorted log: rows `bounds[k]:bounds[k + 1]` are one user's at one time."""
+
+    bounds: Ints  # (K + 1,)
+    users: NDArray[np.int32]  # (K,)
+    times: Ints  # (K,)
+    starts: Ints  # (K,) the first row of the basket's user
+
+    @property
+    def has_past(self) -> NDArray[np.bool_]:
+        return self.bounds[:-1] > self.starts
+
+    def first_of_user(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Of the baskets in `mask`, each user's first."""
+        places = np.flatnonzero(mask)
+        chosen = np.zeros(len(mask), bool)
+        if len(places):
+            users = self.users[places]
+            chosen[places[np.r_[True, users[1:] != users[:-1]]]] = True
+        return chosen
+
+    @property
+    def place_from_last(self) -> Ints:
+        """0 for each user's last basket, 1 for the one before, and so on."""
+        last = np.r_[self.users[1:] != self.users[:-1], True]
+        ends = np.flatnonzero(last)
+        owner = np.cumsum(np.r_[0, last[:-1]])
+        place: Ints = ends[owner] - np.arange(len(self.users))
+        return place
+
+    def spans(self, mask: NDArray[np.bool_]) -> Spans:
+        """The records of the baskets in `mask` that have a past."""
+        chosen = np.flatnonzero(mask & self.has_past)
+        return _contiguous(self.starts[chosen], self.bounds[chosen], self.bounds[chosen + 1])
+
+
+def _baskets(log: Log) -> _Baskets:
+    fresh = np.ones(len(log), bool)
+    fresh[1:] = (log.users[1:] != log.users[:-1]) | (log.times[1:] != log.times[:-1])
+    first = np.flatnonzero(fresh)
+    users = log.users[first]
+    newcomer = np.r_[True, users[1:] != users[:-1]] if len(users) else np.empty(0, bool)
+    starts = first[newcomer][np.cumsum(newcomer) - 1] if len(users) else first
+    return _Baskets(np.r_[first, len(log)].astype(np.int64), users, log.times[first], starts)
+
+
+def _contiguous(starts: Ints, cuts: Ints, ends: Ints) -> Spans:
+    """Records whose targets are all rows from the cut to the end."""
+    offsets = np.zeros(len(cuts) + 1, np.int64)
+    np.cumsum(ends - cuts, out=offsets[1:])
+    rows = np.arange(offsets[-1]) + np.repeat(cuts - offsets[:-1], ends - cuts)
+    return Spans(starts, cuts, ends, offsets, rows)
+
+
+def split_events(log: Log, settings: SplitSettings, graded: bool) -> Drafts:
+    """The records of every split of a log that is sorted by user, time, then file order.
+
+    graded: whether ratings say yes and no; then by time a record holds all that a user did between two cuts.
+
+    Raises:
+        RecipeError: this split needs queries.
+        DataError: a split that was asked for has no record.
+    """
+    by = settings.by or "time"
+    if by == "query":
+        raise RecipeError(
+            problem(
+                "data.split.by", "'query'", "interactions have no queries", "time, leave_one_out, user or cold_items"
+            )
+        )
+    if settings.folds is not None:
+        raise RecipeError(problem("data.split.folds", str(settings.folds), "folds are of queries", "remove it"))
+    _check_shares(settings)
+    baskets = _baskets(log)
+    if by == "time":
+        drafts = _by_time(log, baskets, settings, graded)
+    elif by == "leave_one_out":
+        drafts = _leave_one_out(baskets, settings)
+    elif by == "user":
+        drafts = _by_user(baskets, settings)
+    else:
+        drafts = _cold_items(log, baskets, settings)
+    _check_not_empty({split: len(spans) for split, spans in drafts.splits.items()}, settings)
+    return drafts
+
+
+def _check_shares(settings: SplitSettings) -> None:
+    if settings.valid + settings.test >= 1 and settings.folds is None:
+        raise RecipeError(
+            problem(
+                "data.split",
+                f"valid {settings.valid:g} and test {settings.test:g}",
+                "their sum is below 1: something is left to train on",
+                "take smaller shares",
+            )
+        )
+
+
+def _check_not_empty(sizes: Mapping[Split, int], settings: SplitSettings) -> None:
+    wanted = {"train": True, "valid": settings.valid > 0, "test": settings.test > 0 or settings.folds is not None}
+    empty = [split for split in SPLITS if wanted[split] and not sizes[split]]
+    if empty:
+        counts = ", ".join(f"{split} {sizes[split]}" for split in SPLITS)
+        raise DataError(
+            problem(
+                "data.split",
+                f"no record in {', '.join(empty)} ({counts})",
+                "every split that is asked for has records, and a record of events has a past",
+                "bring more data, or change data.split",
+            )
+        )
+
+
+def _whole(
+    rows: int, baskets: _Baskets, masks: Mapping[Split, NDArray[np.bool_]], trained: NDArray[np.bool_]
+) -> Drafts:
+    kept = np.ones(rows, bool)
+    return Drafts({split: baskets.spans(mask) for split, mask in masks.items()}, trained, kept)
+
+
+def _by_time(log: Log, baskets: _Baskets, settings: SplitSettings, graded: bool) -> Drafts:
+    """Cut at two quantiles of time over rows: a record's input ends at the cut before its targets."""
+    # `lower` is a time that some row has, so that no cut depends on how numbers are rounded.
+    valid_share, test_share = 1 - settings.valid - settings.test, 1 - settings.test
+    cuts = np.quantile(log.times, [valid_share, test_share], method="lower")
+    valid_cut, test_cut = int(cuts[0]), int(cuts[1])
+    train = baskets.times <= valid_cut
+    test = (baskets.times > test_cut) if settings.test else np.zeros(len(train), bool)
+    valid = (baskets.times > valid_cut) & (baskets.times <= test_cut)
+    splits: dict[Split, Spans] = {"train": baskets.spans(train)}
+    for name, mask in (("valid", valid), ("test", test)):
+        first = baskets.first_of_user(mask)
+        # The past must lie before the cut; the first basket after it has no other.
+        spans = baskets.spans(first)
+        splits[name] = _until_next_cut(spans, baskets, mask) if graded else spans  # type: ignore[index]
+    card = {"valid_cut": valid_cut, "test_cut": test_cut}
+    return Drafts(splits, log.times <= valid_cut, np.ones(len(log), bool), card)
+
+
+def _until_next_cut(spans: Spans, baskets: _Baskets, mask: NDArray[np.bool_]) -> Spans:
+    """The same records with all baskets of the user in `mask`, not the first alone."""
+    places = np.flatnonzero(mask)
+    ends = np.full(int(baskets.users.max()) + 1 if len(baskets.users) else 0, 0, np.int64)
+    ends[baskets.users[places]] = baskets.bounds[places + 1]  # the last write is the user's last basket
+    owner = np.searchsorted(baskets.bounds[:-1], spans.cuts)
+    return _contiguous(spans.starts, spans.cuts, ends[baskets.users[owner]])
+
+
+def _leave_one_out(baskets: _Baskets, settings: SplitSettings) -> Drafts:
+    """Each user's last basket is test, the one before it valid, all earlier ones train."""
+    place = baskets.place_from_last
+    test_place = 0 if settings.test else -1
+    valid_place = test_place + 1 if settings.valid else -1
+    last_held_out = max(test_place, valid_place)
+    masks: dict[Split, NDArray[np.bool_]] = {
+        "train": place > last_held_out,
+        "valid": (place == valid_place),
+        "test": (place == test_place),
+    }
+    sizes = np.diff(baskets.bounds)
+    return _whole(int(baskets.bounds[-1]), baskets, masks, np.repeat(masks["train"], sizes))
+
+
+def _by_user(baskets: _Baskets, settings: SplitSettings) -> Drafts:
+    """Users are divided; of a held-out user the last basket is the target."""
+    users = np.unique(baskets.users[baskets.has_past])
+    np.random.default_rng(settings.seed).shuffle(users)
+    n_test, n_valid = _sizes(len(users), settings)
+    last = baskets.place_from_last == 0
+    test, valid = (np.isin(baskets.users, part) for part in (users[:n_test], users[n_test : n_test + n_valid]))
+    masks: dict[Split, NDArray[np.bool_]] = {"train": ~test & ~valid, "valid": valid & last, "test": test & last}
+    trained = np.repeat(masks["train"], np.diff(baskets.bounds))
+    return _whole(int(baskets.bounds[-1]), baskets, masks, trained)
+
+
+def _cold_items(log: Log, baskets: _Baskets, settings: SplitSettings) -> Drafts:
+    """Some items are targets of test or valid alone: no history, and nothing in training, holds them."""
+    items = np.unique(log.items)
+    np.random.default_rng(settings.seed).shuffle(items)
+    n_test, n_valid = _sizes(len(items), settings)
+    test, valid = (np.isin(log.items, part) for part in (items[:n_test], items[n_test : n_test + n_valid]))
+    warm = ~test & ~valid
+    # Histories are spans of the log without cold items: this maps a row to its place there.
+    place = np.r_[0, np.cumsum(warm)]
+    basket_of = np.repeat(np.arange(len(baskets.users)), np.diff(baskets.bounds))
+    splits: dict[Split, Spans] = {}
+    for name, mask in (("train", warm), ("valid", valid), ("test", test)):
+        starts, cuts = place[baskets.starts], place[baskets.bounds[:-1]]
+        rows = np.flatnonzero(mask & (cuts > starts)[basket_of])
+        chosen, counts = np.unique(basket_of[rows], return_counts=True)
+        offsets = np.r_[0, np.cumsum(counts)].astype(np.int64)
+        splits[name] = Spans(starts[chosen], cuts[chosen], baskets.bounds[chosen + 1], offsets, rows)  # type: ignore[index]
+    card = {"cold_items": {"valid": n_valid, "test": n_test}}
+    return Drafts(splits, warm, warm, card)
+
+
+def _sizes(n: int, settings: SplitSettings) -> tuple[int, int]:
+    """How many of n go to test and to valid: the shares, rounded, and at least one where a share was asked for."""
+    return tuple(max(1, round(n * share)) if share and n else 0 for share in (settings.test, settings.valid))  # type: ignore[return-value]
+
+
+def split_queries(judgements: Judgements, settings: SplitSettings) -> Mapping[Split, QueryDraft]:
+    """The queries of every split.
+
+    With folds: the queries in order of first appearance, shuffled once; fold i is every `folds`-th from i on.
+
+    Raises:
+        RecipeError: this split needs interactions, or there is no such fold.
+        DataError: a split that was asked for has no record.
+    """
+    by = settings.by or "query"
+    if by not in ("query", "cold_items"):
+        raise RecipeError(
+            problem("data.split.by", f"'{by}'", "judgements have no users or times", "query or cold_items")
+        )
+    _check_shares(settings)
+    if settings.folds is not None and (settings.fold >= settings.folds or by != "query"):
+        raise RecipeError(
+            problem(
+                "data.split.fold",
+                f"fold {settings.fold} of {settings.folds}, by {by}",
+                "folds are of queries and counted from 0",
+                f"a fold from 0 to {settings.folds - 1} by query",
+            )
+        )
+    drafts = _query_folds(judgements, settings) if by == "query" else _cold_judgements(judgements, settings)
+    _check_not_empty({split: len(draft.queries) for split, draft in drafts.items()}, settings)
+    return drafts
+
+
+def _query_folds(judgements: Judgements, settings: SplitSettings) -> dict[Split, QueryDraft]:
+    order = np.arange(len(judgements.keys))
+    np.random.default_rng(settings.seed).shuffle(order)
+    if settings.folds is not None:
+        test = order[settings.fold :: settings.folds]
+        rest = order[~np.isin(order, test)]
+        # Drawn anew: the shuffle above fixes the folds, and valid is not to depend on where a fold begins.
+        np.random.default_rng([settings.seed, settings.fold, 1]).shuffle(rest)
+        _, n_valid = _sizes(len(rest), settings)
+    else:
+        n_test, n_valid = _sizes(len(order), settings)
+        test, rest = order[:n_test], order[n_test:]
+    parts: dict[Split, Ints] = {"train": rest[n_valid:], "valid": rest[:n_valid], "test": test}
+    everything = np.ones(len(judgements.items), bool)
+    return {split: _judged(judgements, np.sort(part), everything) for split, part in parts.items()}
+
+
+def _cold_judgements(judgements: Judgements, settings: SplitSettings) -> dict[Split, QueryDraft]:
+    """Some judged items are in test or valid alone; a query may stand in several splits with other items."""
+    items = np.unique(judgements.items)
+    np.random.default_rng(settings.seed).shuffle(items)
+    n_test, n_valid = _sizes(len(items), settings)
+    test, valid = (np.isin(judgements.items, part) for part in (items[:n_test], items[n_test : n_test + n_valid]))
+    masks: dict[Split, NDArray[np.bool_]] = {"train": ~test & ~valid, "valid": valid, "test": test}
+    queries = np.arange(len(judgements.keys))
+    return {split: _judged(judgements, queries, mask) for split, mask in masks.items()}
+
+
+def _judged(judgements: Judgements, queries: Ints, mask: NDArray[np.bool_]) -> QueryDraft:
+    """The pairs of `queries` where `mask` holds; queries without a pair drop out."""
+    owner = np.repeat(np.arange(len(judgements.keys)), np.diff(judgements.offsets))
+    rows = np.flatnonzero(mask & np.isin(owner, queries))
+    chosen, counts = np.unique(owner[rows], return_counts=True)
+    return QueryDraft(chosen, np.r_[0, np.cumsum(counts)].astype(np.int64), rows)

@@ -1,0 +1,232 @@
+"""The prepared data as it lies on disk, and reading it back.
+
+items.parquet           id, text, title; the row number is the item number
+users.parquet           id; the row number is the user number (table "interactions")
+interactions.parquet    user, item, time (unix seconds), rating; sorted by user, time, then file order
+records/<split>.parquet train, valid, test: one row a record, its candidate pairs as list columns
+card.json               counts, hashes, shares, lengths
+quarantine.jsonl        rows that were set aside, where there were any
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from recft.errors import DataError, problem
+from recft.run import read_json
+
+__all__ = ["SPLITS", "Log", "Records", "Split", "Store", "Table", "write_records"]
+
+Split = Literal["train", "valid", "test"]
+Table = Literal["queries", "interactions"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+
+# Lists are built from flat arrays by grouping; so many records at a time keep that within memory.
+_RECORDS_A_CHUNK = 500_000
+
+
+@dataclass(frozen=True)
+class Log:
+    """The interaction log as arrays, sorted by user, time, then file order: E events.
+
+    Attributes:
+        users: (E,) int32 user numbers.
+        items: (E,) int32 item numbers.
+        times: (E,) int64 unix seconds.
+        ratings: (E,) float32, or None where the log has none.
+    """
+
+    users: NDArray[np.int32]
+    items: NDArray[np.int32]
+    times: NDArray[np.int64]
+    ratings: NDArray[np.float32] | None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def chunks(self, rows: int = 2_000_000) -> Iterator[slice]:
+        """The log in parts of about so many rows, no user divided: what is counted by user needs no more at once."""
+        start = 0
+        while start < len(self):
+            stop = min(start + rows, len(self))
+            stop = int(np.searchsorted(self.users, self.users[stop - 1], side="right"))
+            yield slice(start, stop)
+            start = stop
+
+    def kept(self, mask: NDArray[np.bool_]) -> Log:
+        """The events where `mask` holds, in the same order."""
+        ratings = None if self.ratings is None else self.ratings[mask]
+        return Log(self.users[mask], self.items[mask], self.times[mask], ratings)
+
+
+@dataclass(frozen=True)
+class Records:
+    """R records: a context each, and graded items; record r owns `offsets[r]:offsets[r + 1]` of the P pairs.
+
+    Attributes:
+        keys: (R,) user id, or normalised query: the bootstrap's cluster.
+        queries: (R,) raw query text (table "queries").
+        users: (R,) int32 user number (table "interactions").
+        starts: (R,) int64; the history of record r is `log_items[starts[r]:cuts[r]]`, oldest first.
+        cuts: (R,) int64.
+        times: (R,) int64, unix seconds of the (first) target.
+        offsets: (R + 1,) int64 into items and grades.
+        items: (P,) int32 item numbers of the candidate pairs.
+        grades: (P,) float32: relevance grade; next item 1; yes or no as 1 and 0.
+        log_items: (E,) int32, the whole log's items, shared by the splits.
+        log_times: (E,) int64, unix seconds.
+        log_ratings: (E,) float32, where the log has ratings.
+    """
+
+    keys: list[str]
+    queries: list[str] | None
+    users: NDArray[np.int32] | None
+    starts: NDArray[np.int64] | None
+    cuts: NDArray[np.int64] | None
+    times: NDArray[np.int64] | None
+    offsets: NDArray[np.int64]
+    items: NDArray[np.int32]
+    grades: NDArray[np.float32]
+    log_items: NDArray[np.int32] | None = None
+    log_times: NDArray[np.int64] | None = None
+    log_ratings: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def history(self, record: int, last: int | None = None) -> NDArray[np.int32]:
+        """The item numbers that came before a record's target, oldest first; the `last` ones where that is given."""
+        if self.starts is None or self.cuts is None or self.log_items is None:
+            return np.empty(0, np.int32)
+        start, cut = int(self.starts[record]), int(self.cuts[record])
+        if last is not None:
+            start = max(start, cut - last)
+        return self.log_items[start:cut]
+
+
+@dataclass(frozen=True)
+class Store:
+    """Prepared data, opened: the catalogue in memory, records on demand."""
+
+    folder: Path
+    item_ids: list[str]
+    item_texts: list[str]
+    item_titles: list[str]
+    user_ids: list[str]
+    card: dict[str, Any]
+    table: Table
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Store:
+        """The prepared data in a folder.
+
+        Raises:
+            DataError: the folder is missing, or not whole.
+        """
+        folder = Path(folder)
+        if not (folder / "card.json").is_file():
+            raise DataError(
+                problem(str(folder), "holds no card.json", "a folder of prepared data", "run `recft prepare` first")
+            )
+        card = read_json(folder / "card.json")
+        needed = ["items.parquet", *(f"records/{split}.parquet" for split in SPLITS)]
+        if card.get("table") == "interactions":
+            needed += ["users.parquet", "interactions.parquet"]
+        missing = [name for name in needed if not (folder / name).is_file()]
+        if missing:
+            raise DataError(
+                problem(
+                    str(folder),
+                    f"misses {', '.join(missing)}",
+                    "all files of the card",
+                    "prepare it again with --force",
+                )
+            )
+        items = pl.read_parquet(folder / "items.parquet")
+        users = folder / "users.parquet"
+        return cls(
+            folder,
+            items["id"].to_list(),
+            items["text"].to_list(),
+            items["title"].to_list(),
+            pl.read_parquet(users)["id"].to_list() if users.is_file() else [],
+            card,
+            card["table"],
+        )
+
+    @cached_property
+    def log(self) -> Log | None:
+        """The interaction log, read once; None for the table "queries"."""
+        if self.table != "interactions":
+            return None
+        frame = pl.read_parquet(self.folder / "interactions.parquet")
+        return Log(
+            frame["user"].to_numpy(),
+            frame["item"].to_numpy(),
+            frame["time"].to_numpy(),
+            frame["rating"].to_numpy() if "rating" in frame.columns else None,
+        )
+
+    def records(self, split: Split) -> Records:
+        """The records of one split.
+
+        Raises:
+            DataError: there is no such split.
+        """
+        if split not in SPLITS:
+            raise DataError(problem("split", f"'{split}'", f"one of {', '.join(SPLITS)}", "correct the name"))
+        frame = pl.read_parquet(self.folder / "records" / f"{split}.parquet")
+        offsets = np.zeros(frame.height + 1, np.int64)
+        np.cumsum(frame["items"].list.len().to_numpy(), out=offsets[1:])
+        pairs = frame["items"].explode().to_numpy() if frame.height else np.empty(0, np.int32)
+        grades = frame["grades"].explode().to_numpy() if frame.height else np.empty(0, np.float32)
+        log = self.log
+        if log is None:
+            keys, queries = frame["key"].to_list(), frame["query"].to_list()
+            return Records(keys, queries, None, None, None, None, offsets, pairs, grades)
+        users = frame["user"].to_numpy()
+        keys = [self.user_ids[user] for user in users.tolist()]
+        starts, cuts, times = (frame[name].to_numpy() for name in ("start", "cut", "time"))
+        shared = (log.items, log.times, log.ratings)
+        return Records(keys, None, users, starts, cuts, times, offsets, pairs, grades, *shared)
+
+
+def write_records(path: Path, records: Records) -> None:
+    """Writes one split's records; `Store.records` reads them back."""
+    chunks = [
+        _chunk(records, start, min(start + _RECORDS_A_CHUNK, len(records)))
+        for start in range(0, max(1, len(records)), _RECORDS_A_CHUNK)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pl.concat(chunks).write_parquet(path)
+
+
+def _chunk(records: Records, start: int, stop: int) -> pl.DataFrame:
+    """The records from `start` to `stop` as a frame with list columns."""
+    here = slice(start, stop)
+    if records.queries is not None:
+        columns = {
+            "key": pl.Series(records.keys[here], dtype=pl.String),
+            "query": pl.Series(records.queries[here], dtype=pl.String),
+        }
+    else:
+        named = {"user": records.users, "start": records.starts, "cut": records.cuts, "time": records.times}
+        columns = {name: pl.Series(values[here]) for name, values in named.items() if values is not None}
+    bounds = records.offsets[start : stop + 1]
+    flat = pl.DataFrame(
+        {
+            "record": np.repeat(np.arange(stop - start, dtype=np.int32), np.diff(bounds)),
+            "items": records.items[bounds[0] : bounds[-1]],
+            "grades": records.grades[bounds[0] : bounds[-1]],
+        }
+    )
+    lists = flat.group_by("record", maintain_order=True).agg("items", "grades").drop("record")
+    return pl.DataFrame(columns).hstack(lists)

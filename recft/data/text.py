@@ -1,0 +1,75 @@
+"""Rules for reading text as words, for every language and without being told which.
+
+Two texts that look the same to a shopper are to be the same here: full-width forms, ligatures and letter case
+fold together (NFKC and casefold), invisible characters go, whitespace collapses. Chinese, Japanese and Korean
+are written without spaces between words (or with particles glued on), so a run of such characters becomes its
+overlapping pairs, which needs no dictionary (Nie, Gao, Zhang, Zhou: On the use of words and n-grams for Chinese
+information retrieval, 2000). Emoji and other symbols part words and are no words themselves.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+
+__all__ = ["normalise", "words"]
+
+# Han with its iteration marks and numerals, Hiragana, Katakana, Bopomofo, Hangul. Punctuation that lies between
+# them, such as the Katakana middle dot, is left out on purpose: it parts words.
+_PAIRED = (
+    "\u1100-\u11ff\u3005-\u3007\u3021-\u3029\u3038-\u303b\u3041-\u3096\u3099\u309a\u309d-\u309f\u30a1-\u30fa"
+    "\u30fc-\u30ff\u3105-\u312f\u3131-\u318e\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97c"
+    "\uac00-\ud7a3\ud7b0-\ud7fb\uf900-\ufaff\U00020000-\U000323af"
+)
+
+# Soft hyphen, zero-width space, word joiner, byte order mark, and the text and emoji variation selectors. The
+# zero-width joiners stay: some scripts spell with them.
+_INVISIBLE = dict.fromkeys((0x00AD, 0x200B, 0x2060, 0xFE0E, 0xFE0F, 0xFEFF))
+
+# NFKC writes these out as letters, which would glue them to the name before them: Core™ as `coretm`.
+_MARKS_OF_TRADE = {0x2120: " ", 0x2122: " "}
+
+
+def normalise(text: str) -> str:
+    r"""The text by which two texts are compared: NFKC, casefolded, one space where there was any whitespace.
+
+    >>> normalise("  ＵＳＢ－Ｃ\u3000Straße ")
+    'usb-c strasse'
+    """
+    folded = unicodedata.normalize("NFKC", text.translate(_INVISIBLE)).casefold()
+    # Casefolding can undo a composition, hence once more.
+    return " ".join(unicodedata.normalize("NFKC", folded).split())
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in order, lower case; runs of Han, Kana or Hangul as pairs of characters.
+
+    A run of one character is that character. Letters, digits and their combining marks make words; all else,
+    emoji included, parts them.
+
+    >>> words("Café-Maschine ２０００Ｗ ☕ 红色连衣裙 L码")
+    ['café', 'maschine', '2000w', '红色', '色连', '连衣', '衣裙', 'l', '码']
+    """
+    found: list[str] = []
+    for match in _pattern().finditer(normalise(text.translate(_MARKS_OF_TRADE))):
+        token = match.group()
+        if match.lastgroup == "paired" and len(token) > 1:
+            found.extend(token[i : i + 2] for i in range(len(token) - 1))
+        else:
+            found.append(token)
+    return found
+
+
+@functools.cache
+def _pattern() -> re.Pattern[str]:
+    """What a word is; made at first use, because it asks for every character's category."""
+    paired = re.compile(f"[{_PAIRED}]")
+    # `\w` leaves out combining marks, without which Hindi or Thai words fall to pieces.
+    marks = "".join(
+        character
+        for character in map(chr, range(0x300, 0x1F000))
+        if unicodedata.category(character) in ("Mn", "Mc") and not paired.match(character)
+    )
+    letter = rf"[^\W_{_PAIRED}]"
+    return re.compile(f"(?P<paired>[{_PAIRED}]+)|(?P<spaced>{letter}+(?:[{marks}]+{letter}*)*)")

@@ -1,0 +1,143 @@
+"""What the targets share: tokenizer files, tokens as a stock engine makes them, batches, and a plain pooling.
+
+Deliberately none of recft's TextModel: an engine that shared the tuned model's code would hide what differs.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recft.errors import ExportError, problem
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from recft.models.text_model import Serving, Text
+
+__all__ = ["batched", "numbers", "open_tokenizer", "require", "save_model", "save_tokenizer", "tokens", "unreadable"]
+
+ROWS = 32
+"""Texts a batch."""
+
+ROWS_OF_LOGITS = 4
+"""The same where a row's output is the whole vocabulary for every token."""
+
+
+def require(modules: Sequence[str], extra: str) -> None:
+    """Checks that a target's libraries are there.
+
+    Raises:
+        ExportError: one is missing; the message names the extra.
+    """
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise ExportError(
+                problem(
+                    "export", f"'{module}' is not installed", "this target needs it", f"pip install 'recft[{extra}]'"
+                )
+            )
+
+
+def save_model(model: PreTrainedModel, dtype: torch.dtype, folder: Path) -> None:
+    """Writes the weights as safetensors, and the configuration."""
+    from torch import nn
+
+    from recft.models.base import quiet
+
+    with quiet():
+        nn.Module.to(model, dtype=dtype).save_pretrained(folder)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, serving: Serving, folder: Path) -> None:
+    """Writes the tokenizer's files so that a stock engine pads and truncates as the tuned model was."""
+    saved = copy.deepcopy(tokenizer)
+    saved.model_max_length = serving.max_tokens
+    saved.padding_side = serving.padding_side
+    # A fast tokenizer remembers how it last padded and truncated, and would write that.
+    backend = saved.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    saved.save_pretrained(folder)
+
+
+def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The stock tokenizer of an exported folder.
+
+    Raises:
+        ExportError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise unreadable(folder, error) from error
+
+
+def unreadable(folder: Path, error: Exception) -> ExportError:
+    """The error for an artefact that its engine refuses."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ExportError(
+        problem(
+            str(folder), f"the engine cannot load it ({first})", "an export is as recft wrote it", "export it again"
+        )
+    )
+
+
+def tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_tokens: int, kind: str) -> Mapping[str, Any]:
+    """A padded batch, truncated plainly; `kind` of tensors is `pt` or `np`. Pairs are a base's two segments."""
+    options: dict[str, Any] = {"padding": True, "truncation": True, "max_length": max_tokens, "return_tensors": kind}
+    parts = [list(texts)] if isinstance(texts[0], str) else [list(part) for part in zip(*texts, strict=True)]
+    batch: Mapping[str, Any] = tokenizer(*parts, **options)
+    return batch
+
+
+def batched(compute: Callable[[list[Text]], np.ndarray], rows: int = ROWS) -> Callable[[Sequence[Text]], np.ndarray]:
+    """`compute`, `rows` texts at a time, texts of similar length together: (N, K) float32."""
+    import numpy as np
+
+    def encode(texts: Sequence[Text]) -> np.ndarray:
+        order = sorted(range(len(texts)), key=lambda row: -sum(map(len, texts[row])))
+        parts = [compute([texts[row] for row in order[start : start + rows]]) for start in range(0, len(order), rows)]
+        if not parts:
+            return np.zeros((0, 0), np.float32)
+        found = np.concatenate(parts).astype(np.float32)
+        return found[np.argsort(order)]
+
+    return encode
+
+
+def numbers(model: Any, batch: Mapping[str, Tensor], serving: Serving) -> np.ndarray:
+    """What a stock transformers or PEFT model gives for a batch padded on the right, after its head or pooling: (B, K).
+
+    Answers are read from the full logits: nothing of the model is passed over.
+    """
+    import torch
+
+    with torch.inference_mode():
+        outputs = model(**batch)
+        mask = batch["attention_mask"]
+        last = mask.sum(dim=1) - 1
+        rows = torch.arange(len(last), device=last.device)
+        if serving.head == "classifier":
+            found = outputs.logits
+        elif serving.head == "answers":
+            found = outputs.logits[rows, last][:, list(serving.label_ids)]
+        else:
+            hidden = outputs.last_hidden_state
+            if serving.pooling == "mean":
+                found = (hidden * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+            else:
+                found = hidden[rows, last]
+            found = found.float()
+            if serving.normalize:
+                found = found / found.norm(dim=1, keepdim=True)
+        answer: np.ndarray = found.float().cpu().numpy()
+    return answer

@@ -1,0 +1,137 @@
+"""One ONNX graph from token ids to the served numbers, for ONNX Runtime.
+
+The graph holds everything: transformer, adapter (a prefix's keys and values, a bottleneck's layers), pooling or head,
+normalization. Where the adapter can be merged it is, which makes the graph smaller. Batch and length are dynamic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recft.exports._base import Engine, Source
+from recft.exports._engine import batched, open_tokenizer, require, save_tokenizer, tokens, unreadable
+from recft.registry import Refusal
+from recft.run import write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from recft.models.text_model import Serving, Text, TextModel
+
+__all__ = ["MEMBER"]
+
+OPSET = 20
+LARGEST_FILE_BYTES = 1_900_000_000
+"""An ONNX file is one protobuf, which ends at 2 GiB: weights beyond this go to a second file."""
+
+MODEL = "model.onnx"
+
+
+@dataclass(frozen=True)
+class Onnx:
+    """The target."""
+
+    summary = "one graph for ONNX Runtime, prefix and bottleneck inside"
+    needs: tuple[str, ...] = ()
+    extra: str | None = "onnx"
+    refusals: tuple[Refusal, ...] = ()
+
+    def write(self, source: Source, folder: Path) -> None:
+        """Writes `model.onnx` (and `model.onnx.data` beyond 2 GB), `graph.json` and the tokenizer's files."""
+        import torch
+
+        from recft.models.base import quiet
+        from recft.models.text_model import TextModel
+
+        require(("onnx", "onnxscript"), "onnx")
+        from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+        serving = source.reference.serving
+        model = TextModel(source.merged(), serving) if source.merged else source.reference
+        model = model.float().eval()
+        inputs = _example(model, source)
+        n_bytes = sum(tensor.numel() * 4 for tensor in model.parameters())
+        with quiet(), _calm_exporter(), torch.no_grad():
+            program = torch.onnx.export(
+                model,
+                kwargs=inputs,
+                input_names=list(inputs),
+                output_names=["outputs"],
+                dynamic_shapes=_dynamic_shapes(inputs),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+            # The exporter notes, at every node, the paths and lines of the code that made it.
+            ClearMetadataAndDocStringPass()(program.model)
+            program.save(str(folder / MODEL), external_data=n_bytes > LARGEST_FILE_BYTES)
+        description = {"file": MODEL, "opset": OPSET, "inputs": list(inputs), "outputs": ["outputs"]}
+        write_json(folder / "graph.json", description)
+        save_tokenizer(source.tokenizer, serving, folder)
+
+    def open(self, folder: Path, serving: Serving) -> Engine:
+        """The graph in ONNX Runtime, on the CPU."""
+        require(("onnxruntime",), "onnx")
+        import onnxruntime
+
+        tokenizer = open_tokenizer(folder)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            session = onnxruntime.InferenceSession(folder / MODEL, options, providers=["CPUExecutionProvider"])
+        except (OSError, RuntimeError, onnxruntime.capi.onnxruntime_pybind11_state.NoSuchFile) as error:
+            raise unreadable(folder, error) from error
+        names = [entry.name for entry in session.get_inputs()]
+
+        def compute(texts: list[Text]) -> np.ndarray:
+            batch = tokens(tokenizer, texts, serving.max_tokens, "np")
+            answer: np.ndarray = session.run(["outputs"], {name: batch[name].astype("int64") for name in names})[0]
+            return answer
+
+        return Engine("ONNX Runtime", onnxruntime.__version__, batched(compute), tokenizer, "float32")
+
+
+@contextlib.contextmanager
+def _calm_exporter() -> Iterator[None]:
+    """Keeps off the terminal what the exporter says about itself."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it misses torchvision, which no text model needs
+    try:
+        with warnings.catch_warnings():
+            # torch's exporter compares trees in a way that torch is about to drop.
+            warnings.filterwarnings("ignore", message="`isinstance\\(treespec, LeafSpec\\)` is deprecated")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _dynamic_shapes(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, Any]]:
+    """Batch and length are free, and the same for every input: the first one names them."""
+    import torch
+
+    free = torch.export.Dim.DYNAMIC
+    return {name: {0: free, 1: free} if row else {0: "batch", 1: "length"} for row, name in enumerate(inputs)}
+
+
+def _example(model: TextModel, source: Source) -> dict[str, Tensor]:
+    """Inputs to trace with: two rows of unequal length, since a size of one would be taken for a constant."""
+    import torch
+
+    width = min(12, model.serving.max_tokens)
+    mask = torch.ones(2, width, dtype=torch.long)
+    mask[1, width - 3 :] = 0
+    inputs: dict[str, Any] = {"input_ids": mask.clone(), "attention_mask": mask}
+    if "token_type_ids" in source.tokenizer.model_input_names:
+        inputs["token_type_ids"] = torch.zeros_like(mask)
+    return inputs
+
+
+MEMBER = Onnx()

@@ -1,0 +1,143 @@
+"""From scores to `Ranks`: of a dense block of scores, or of candidates listed record by record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from recft.errors import DataError, problem
+from recft.metrics._base import Ranks, refuse_nan
+
+__all__ = ["concat", "ranks_of", "ranks_of_pairs"]
+
+BLOCK_SCORES = 1 << 23
+"""Scores that are sorted at once: 32 MiB of float32."""
+
+
+def ranks_of(
+    scores: np.ndarray,
+    offsets: np.ndarray,
+    items: np.ndarray,
+    grades: np.ndarray,
+    excluded: np.ndarray | None = None,
+) -> Ranks:
+    """The ranks of each row's relevant items among all C columns.
+
+    Args:
+        scores: (B, C), float32; -inf is a score like any other and stands last.
+        offsets: row b owns `offsets[b]:offsets[b + 1]` of the pairs, (B + 1,); a slice of a longer table may
+            start above 0.
+        items: the column of each pair.
+        grades: of each pair; those not above 0 are candidates and no targets.
+        excluded: (B, C), True where a column is no candidate of the row; a pair there is no target either.
+
+    >>> ranks = ranks_of(np.array([[3.0, 1.0, 2.0, 1.0]]), np.array([0, 2]), np.array([1, 2]), np.array([1, 2]))
+    >>> ranks.greater.tolist(), ranks.tied.tolist()
+    ([2, 1], [2, 1])
+
+    Raises:
+        ModelError: a score is not a number.
+        DataError: a row has one item twice among its pairs.
+    """
+    n_rows, n_columns = scores.shape
+    counts = np.diff(offsets)
+    span = slice(int(offsets[0]), int(offsets[-1]))
+    rows = np.repeat(np.arange(n_rows), counts)  # (P,)
+    items, grades = np.asarray(items[span], dtype=np.int64), np.asarray(grades[span], dtype=np.float64)
+    if len(np.unique(rows * n_columns + items)) < len(items):
+        raise DataError(
+            problem("records", "one item stands twice in a record", "an item has one grade a record", "prepare again")
+        )
+    keep = grades > 0
+    if excluded is not None:
+        keep &= ~excluded[rows, items]
+    rows, items, grades = rows[keep], items[keep], grades[keep]
+    greater, tied = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=np.int64)
+    size = max(1, BLOCK_SCORES // max(n_columns, 1))
+    for start in range(0, n_rows, size):
+        stop = min(start + size, n_rows)
+        part = slice(*np.searchsorted(rows, (start, stop)))
+        mask = None if excluded is None else excluded[start:stop]
+        greater[part], tied[part] = _places(scores[start:stop], rows[part] - start, items[part], mask)
+    n_candidates = np.full(n_rows, n_columns) if excluded is None else n_columns - excluded.sum(axis=1)
+    return Ranks(_offsets(rows, n_rows), grades, greater, tied, n_candidates.astype(np.int64))
+
+
+def ranks_of_pairs(
+    scores: Sequence[float] | np.ndarray,
+    grades: Sequence[float] | np.ndarray,
+    offsets: Sequence[int] | np.ndarray | None = None,
+) -> Ranks:
+    """The ranks where each record has candidates of its own, such as its judged items.
+
+    Args:
+        scores: of each candidate pair, (P,).
+        grades: of each candidate pair, (P,); above 0 is relevant.
+        offsets: record r owns the pairs `offsets[r]:offsets[r + 1]`; one record where absent.
+
+    >>> ranks = ranks_of_pairs([0.9, 0.5, 0.5], [0, 1, 0])
+    >>> ranks.greater.tolist(), ranks.tied.tolist(), ranks.n_candidates.tolist()
+    ([1], [2], [3])
+
+    Raises:
+        ModelError: a score is not a number.
+    """
+    scores, grades = np.asarray(scores), np.asarray(grades, dtype=np.float64)
+    offsets = np.array([0, len(scores)]) if offsets is None else np.asarray(offsets)
+    refuse_nan(scores)
+    n_candidates = np.diff(offsets).astype(np.int64)
+    records = np.repeat(np.arange(len(n_candidates)), n_candidates)  # (P,)
+    order = np.lexsort((-scores, records))
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = np.diff(records[order]) != 0
+    is_first[1:] |= scores[order][1:] != scores[order][:-1]
+    first = np.flatnonzero(is_first)
+    group = np.empty(len(order), dtype=np.int64)
+    group[order] = np.cumsum(is_first) - 1
+    keep = np.flatnonzero(grades > 0)
+    return Ranks(
+        offsets=_offsets(records[keep], len(n_candidates)),
+        grades=grades[keep],
+        greater=first[group[keep]] - offsets[records[keep]],
+        tied=np.diff(first, append=len(order))[group[keep]],
+        n_candidates=n_candidates,
+    )
+
+
+def concat(parts: Sequence[Ranks]) -> Ranks:
+    """The ranks of several blocks of records as one."""
+    counts = np.concatenate([np.zeros(1, dtype=np.int64), *(part.n_relevant for part in parts)])
+    return Ranks(
+        offsets=np.cumsum(counts),
+        grades=np.concatenate([np.zeros(0), *(part.grades for part in parts)]),
+        greater=np.concatenate([np.zeros(0, dtype=np.int64), *(part.greater for part in parts)]),
+        tied=np.concatenate([np.zeros(0, dtype=np.int64), *(part.tied for part in parts)]),
+        n_candidates=np.concatenate([np.zeros(0, dtype=np.int64), *(part.n_candidates for part in parts)]),
+    )
+
+
+def _places(
+    scores: np.ndarray, rows: np.ndarray, items: np.ndarray, excluded: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many candidates of its row stand above each pair, and how many beside it."""
+    refuse_nan(scores if excluded is None else np.where(excluded, 0, scores))
+    own = scores[rows, items]  # (P,)
+    ordered = scores.copy() if excluded is None else np.where(excluded, -np.inf, scores)
+    ordered.sort(axis=1)
+    below, up_to = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.int64)
+    bounds = np.searchsorted(rows, np.arange(len(scores) + 1))
+    for row in np.flatnonzero(np.diff(bounds)):
+        part = slice(bounds[row], bounds[row + 1])
+        below[part] = ordered[row].searchsorted(own[part], side="left")
+        up_to[part] = ordered[row].searchsorted(own[part], side="right")
+    tied = up_to - below
+    if excluded is not None:
+        # Excluded columns were put at -inf, where they would count as tied with candidates that score it.
+        tied -= np.where(np.isneginf(own), excluded.sum(axis=1)[rows], 0)
+    return scores.shape[1] - up_to, tied
+
+
+def _offsets(rows: np.ndarray, n_rows: int) -> np.ndarray:
+    """Where each row's pairs start, (n_rows + 1,), of sorted row numbers."""
+    return np.searchsorted(rows, np.arange(n_rows + 1)).astype(np.int64)

@@ -1,0 +1,365 @@
+"""The loop: batches in a fixed order, one optimizer step each, evaluations, checkpoints, and resuming bitwise.
+
+Nothing of a step depends on what was before but the parameters and the optimizer's state: the order of examples
+comes from (seed, epoch), what is drawn for a batch from (seed, step), dropout from (seed, step, chunk). So a
+checkpoint needs no random state, and a resumed run computes the bits of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from recft.errors import TuneError, problem
+from recft.recipe import TuneSettings
+from recft.run import Listener, RunFolder, silent
+from recft.tasks._base import Batch
+from recft.training import checkpoint, memory, optimizer
+from recft.training.assemble import Tuned
+from recft.training.checkpoint import Progress
+from recft.training.schedule import learning_rate
+from recft.training.signals import Waiting
+from recft.training.step import Gradients, Ranks, Sums, gradients
+from recft.training.track import Track
+
+__all__ = ["Evaluation", "Job", "fit", "total_steps"]
+
+FIRST_LOSS_SCALE = 2.0**14
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a run is judged while it goes on.
+
+    Attributes:
+        metric: its name.
+        score: computes it.
+        higher_is_better: which way is better.
+        save_best: keeps the adapter as it stands.
+    """
+
+    metric: str
+    score: Callable[[], float]
+    higher_is_better: bool
+    save_best: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `fit` does.
+
+    Attributes:
+        tuned: the model.
+        parameters: what trains, by name.
+        n_examples: examples of an epoch.
+        batch: example numbers and a generator -> a batch.
+        loss: outputs (N, K) and their batch -> the mean loss.
+        settings: the optimization.
+        seed: of order, draws and dropout.
+        accelerator: the processes and the device.
+        own: whether the adapter trains too (its penalty and its life cycle), not a head alone.
+        evaluation: how the run is judged, or None.
+        folder: where checkpoints and logs go, or None for a stage that is not resumed.
+        fingerprint: hash of recipe and data.
+        listen: hears of steps and evaluations.
+        signals: interrupts that wait for the end of a step.
+    """
+
+    tuned: Tuned
+    parameters: Mapping[str, nn.Parameter]
+    n_examples: int
+    batch: Callable[[np.ndarray, np.random.Generator], Batch]
+    loss: Callable[[Tensor, Batch], Tensor]
+    settings: TuneSettings
+    seed: int
+    accelerator: Accelerator
+    own: bool = True
+    evaluation: Evaluation | None = None
+    folder: RunFolder | None = None
+    fingerprint: str = ""
+    listen: Listener = silent
+    signals: Waiting = field(default_factory=Waiting)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one pass over the examples."""
+        return math.ceil(self.n_examples / self.settings.batch_size)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and speaks."""
+        return bool(self.accelerator.is_main_process)
+
+
+def total_steps(settings: TuneSettings, n_examples: int) -> int:
+    """Optimizer steps of a run."""
+    wanted = math.ceil(settings.epochs * math.ceil(n_examples / settings.batch_size))
+    return max(1, min(wanted, settings.max_steps or wanted))
+
+
+def fit(job: Job, resume: bool = False) -> Progress:
+    """Trains `job.parameters` to the end and returns where the run stands.
+
+    Raises:
+        TuneError: the loss is not finite, no gradient reaches the adapter, memory runs out for a single text, or a
+            checkpoint does not fit.
+        KeyboardInterrupt, Terminated: a signal came; the state is saved.
+    """
+    loop = _Loop(job)
+    if resume:
+        loop.resume()
+    with _training(job.tuned.model):
+        while loop.progress.step < loop.total and not loop.progress.stopped:
+            loop.one_step()
+            loop.after_step()
+    loop.finish()
+    return loop.progress
+
+
+@contextlib.contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    model.train()
+    try:
+        yield
+    finally:
+        model.eval()
+
+
+class _Loop:
+    """The state of one `fit`."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.total = total_steps(job.settings, job.n_examples)
+        self.warmup = round(job.settings.warmup_share * self.total)
+        model = job.tuned.model
+        self.device = model.device
+        self.optimizer = optimizer.make(job.parameters, job.settings, self.device)
+        # float16 loses small gradients: the loss is scaled up before the backward pass.
+        self.scaled = model.base.dtype == torch.float16
+        wanted = job.settings.micro_batch_size
+        micro = wanted if wanted != "auto" else memory.first_micro_batch(
+            model.base.config, model.base.dtype, model.serving.max_tokens, self.device
+        )
+        self.progress = Progress(
+            micro_batch=micro, fingerprint=job.fingerprint, loss_scale=FIRST_LOSS_SCALE if self.scaled else 1.0
+        )
+        decay = job.settings.average
+        self.average = {name: tensor.detach().clone() for name, tensor in job.parameters.items()} if decay else {}
+        self.track = Track(job.folder if job.is_main else None, job.listen if job.is_main else silent, self.total)
+        self.checked = False
+
+    # -- one step -----------------------------------------------------------------------------------------------
+
+    def one_step(self) -> None:
+        """One optimizer step on the next batch."""
+        job, step = self.job, self.progress.step
+        started = time.perf_counter()
+        batch = job.batch(self._rows(step), np.random.default_rng([job.seed, 1, step]))
+        sums = self._gradients(batch, step)
+        rate = learning_rate(step, self.total, job.settings.learning_rate, self.warmup, job.settings.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self._ready(sums, step):
+            if job.settings.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(job.parameters.values(), job.settings.clip_norm)
+            self.optimizer.step()
+            if job.own:
+                job.tuned.attached.after_backward(step)
+            self._update_average()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        seconds = time.perf_counter() - started
+        self.progress.seconds += seconds
+        self.track.add(sums.loss, batch.n_examples, sums.n_tokens, seconds, rate)
+
+    def _rows(self, step: int) -> np.ndarray:
+        """The examples of a step: each epoch is a new order of all examples."""
+        epoch, place = divmod(step, self.job.steps_per_epoch)
+        order = np.random.default_rng([self.job.seed, 0, epoch]).permutation(self.job.n_examples)
+        size = self.job.settings.batch_size
+        return order[place * size : (place + 1) * size]
+
+    def _gradients(self, batch: Batch, step: int) -> Sums:
+        """The step's gradients; the micro batch is halved until they fit in memory, the step stays the same."""
+        job = self.job
+        work = Gradients(
+            model=job.tuned.model,
+            tokenizer=job.tuned.tokenizer,
+            penalty=job.tuned.attached.penalty if job.own else lambda: None,
+            ranks=cast(Ranks, job.accelerator),
+            seed=(job.seed * 1_000_003 + step) * 65_537 % 2**62,
+            loss_scale=self.progress.loss_scale,
+        )
+        while True:
+            try:
+                sums = gradients(work, batch.texts, lambda outputs: job.loss(outputs, batch), self.progress.micro_batch)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not memory.is_out_of_memory(error):
+                    raise
+                message = str(error)
+            self._halve(len(batch.texts), message)
+        self._sum_over_ranks()
+        return sums
+
+    def _halve(self, n_texts: int, message: str) -> None:
+        # Outside the except block: the traceback would keep the failed pass's tensors alive.
+        size = min(self.progress.micro_batch, n_texts)
+        if size == 1 or self.job.accelerator.num_processes > 1:
+            raise TuneError(
+                problem(
+                    "tune.micro_batch_size",
+                    f"memory ran out with {size} texts a forward pass ({message.splitlines()[0]})",
+                    "one text must fit; several processes do not search for the size",
+                    "set a smaller tune.micro_batch_size or tune.max_tokens, tune.gradient_checkpointing: true, or a quantized base",
+                )
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.progress.micro_batch = size // 2
+        self.job.listen("note", {"text": f"out of memory: {self.progress.micro_batch} texts a forward pass from here on"})
+
+    def _sum_over_ranks(self) -> None:
+        if self.job.accelerator.num_processes == 1:
+            return
+        parameters = list(self.job.parameters.values())
+        flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
+        flat = self.job.accelerator.reduce(flat, reduction="sum")
+        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+    def _ready(self, sums: Sums, step: int) -> bool:
+        """Whether the gradients can be used; with float16 a step whose gradients overflow is left out.
+
+        Raises:
+            TuneError: the loss is not finite, or the adapter gets no gradient.
+        """
+        found = [parameter.grad for parameter in self.job.parameters.values() if parameter.grad is not None]
+        if not self.checked and not any(bool(grad.any()) for grad in found):
+            raise TuneError(
+                problem("method", "no gradient reaches its parameters", "tuning changes the adapter", "check method.layers and the base's architecture")
+            )
+        self.checked = True
+        finite = all(bool(torch.isfinite(grad).all()) for grad in found)
+        if self.scaled:
+            for grad in found:
+                grad.div_(self.progress.loss_scale)
+            self.progress.loss_scale *= 1.0 if finite else 0.5
+            return finite
+        if not finite or not math.isfinite(sums.loss):
+            raise TuneError(
+                problem("tune", f"the loss or a gradient is not finite at step {step} (loss {sums.loss})", "numbers stay finite", "lower tune.learning_rate, or set model.compute_dtype: float32")
+            )
+        return True
+
+    # -- the running average --------------------------------------------------------------------------------------
+
+    def _update_average(self) -> None:
+        if not self.average:
+            return
+        # The bias of the first steps is taken out by a decay that grows to its value.
+        decay = min(self.job.settings.average, (1 + self.progress.step) / (10 + self.progress.step))
+        with torch.no_grad():
+            for name, parameter in self.job.parameters.items():
+                self.average[name].lerp_(parameter, 1 - decay)
+
+    @contextlib.contextmanager
+    def _served(self) -> Iterator[None]:
+        """Within it the parameters are those that are served: the running average where there is one."""
+        kept = {name: self.job.parameters[name].detach().clone() for name in self.average}
+        with torch.no_grad():
+            for name, value in self.average.items():
+                self.job.parameters[name].copy_(value)
+            try:
+                yield
+            finally:
+                for name, value in kept.items():
+                    self.job.parameters[name].copy_(value)
+
+    # -- after a step -----------------------------------------------------------------------------------------------
+
+    def after_step(self) -> None:
+        """Logs, evaluates and saves where this step is due for it."""
+        settings, step = self.job.settings, self.progress.step
+        last = step == self.total
+        if last or step % settings.log_every_steps == 0:
+            self.track.log(step, step / self.job.steps_per_epoch, self.device)
+        if last or step % (settings.eval_every_steps or self.job.steps_per_epoch) == 0:
+            self._evaluate()
+        stop = self.job.signals.number is not None
+        if last or stop or self.progress.stopped or step % settings.checkpoint_every_steps == 0:
+            self._save()
+        self.job.signals.raise_if_any()
+
+    def _evaluate(self) -> None:
+        evaluation, progress = self.job.evaluation, self.progress
+        if evaluation is None:
+            return
+        model = self.job.tuned.model
+        with self._served():
+            model.eval()
+            score = evaluation.score()
+            model.train()
+            sign = 1 if evaluation.higher_is_better else -1
+            better = progress.best is None or sign * score > sign * progress.best
+            if better:
+                progress.best, progress.best_step, progress.since_best = score, progress.step, 0
+                if self.job.is_main:
+                    evaluation.save_best()
+            else:
+                progress.since_best += 1
+        patience = self.job.settings.early_stopping.patience
+        progress.stopped = patience is not None and progress.since_best >= patience
+        self.track.evaluated(progress.step, evaluation.metric, score, better)
+
+    def _save(self) -> None:
+        job = self.job
+        if job.folder is None or not job.is_main:
+            return
+        tensors, self.progress.optimizer = optimizer.state_of(self.optimizer, job.parameters)
+        state = {f"parameter/{name}": tensor for name, tensor in job.parameters.items()}
+        state |= {f"optimizer/{name}": tensor for name, tensor in tensors.items()}
+        state |= {f"average/{name}": tensor for name, tensor in self.average.items()}
+        state |= {f"method/{name}": tensor for name, tensor in job.tuned.attached.state().items()}
+        checkpoint.save(job.folder.checkpoints, self.progress, state)
+
+    def resume(self) -> None:
+        """Takes up the newest checkpoint; a run without one starts at its beginning."""
+        job = self.job
+        assert job.folder is not None  # noqa: S101  # only a stage with a folder is resumed
+        newest = checkpoint.latest(job.folder.checkpoints)
+        if newest is not None:
+            self.progress, state = checkpoint.load(newest, job.fingerprint)
+            groups: dict[str, dict[str, Tensor]] = {"parameter": {}, "optimizer": {}, "average": {}, "method": {}}
+            for key, tensor in state.items():
+                kind, _, name = key.partition("/")
+                groups[kind][name] = tensor
+            # The method's state first: it may decide the parameters' shapes.
+            job.tuned.attached.load_state(groups["method"])
+            with torch.no_grad():
+                for name, parameter in job.parameters.items():
+                    parameter.copy_(groups["parameter"][name])
+                for name, value in self.average.items():
+                    value.copy_(groups["average"][name])
+            optimizer.load_state(self.optimizer, job.parameters, groups["optimizer"], self.progress.optimizer)
+            self.checked = self.progress.step > 0
+        self.track.cut_back(self.progress.step)
+
+    def finish(self) -> None:
+        """Keeps the last state where nothing was judged, and closes the logs."""
+        self.track.close()
+        for name, value in self.average.items():
+            with torch.no_grad():
+                self.job.parameters[name].copy_(value)
+

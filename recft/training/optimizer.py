@@ -1,0 +1,64 @@
+"""The optimizers, and their state as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recft.errors import TuneError, problem
+from recft.recipe import TuneSettings
+
+__all__ = ["load_state", "make", "state_of"]
+
+
+def make(parameters: Mapping[str, nn.Parameter], settings: TuneSettings, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW over the parameters in order of name; matrices decay, vectors do not.
+
+    Raises:
+        TuneError: an 8-bit or paged optimizer on a machine without an NVIDIA GPU.
+    """
+    decayed = [parameters[name] for name in sorted(parameters) if parameters[name].ndim >= 2]
+    others = [parameters[name] for name in sorted(parameters) if parameters[name].ndim < 2]
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": settings.weight_decay}]
+    if others:
+        groups.append({"params": others, "weight_decay": 0.0})
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
+    if device.type != "cuda":
+        raise TuneError(
+            problem("tune.optimizer", f"'{settings.optimizer}' on {device.type}", "8-bit and paged optimizers need an NVIDIA GPU", "set tune.optimizer: adamw")
+        )
+    import bitsandbytes as bnb
+
+    kind = bnb.optim.AdamW8bit if settings.optimizer == "adamw8bit" else bnb.optim.PagedAdamW8bit
+    optimizer: torch.optim.Optimizer = kind(groups, lr=settings.learning_rate, betas=settings.betas)
+    return optimizer
+
+
+def state_of(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimizer's state as tensors, `<parameter>/<key>`, and what is no tensor, as plain values."""
+    tensors, plain = {}, {}
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            (tensors if isinstance(value, Tensor) else plain)[f"{name}/{key}"] = value
+    return tensors, plain
+
+
+def load_state(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Tensor],
+    plain: Mapping[str, Any],
+) -> None:
+    """The reverse of `state_of`."""
+    for key, value in {**tensors, **plain}.items():
+        name, _, inner = key.rpartition("/")
+        parameter = parameters[name]
+        if isinstance(value, Tensor) and inner != "step":  # torch keeps `step` on the CPU
+            value = value.to(parameter.device)
+        optimizer.state[parameter][inner] = value

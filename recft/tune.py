@@ -1,0 +1,284 @@
+"""`tune`: prepared data to the best adapter, in a run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from recft import registry
+from recft.data.store import Store
+from recft.errors import DataError, TuneError, problem
+from recft.evaluate import exam_of, open_run, refuse_no_effect
+from recft.metrics import _base as metrics
+from recft.models.base import base_hash
+from recft.models.text_model import encode
+from recft.prepare import prepare
+from recft.recipe import Recipe
+from recft.reports.plots import curves
+from recft.run import Listener, RunFolder, atomic_file, hash_bytes, read_json, silent, write_json, write_text
+from recft.training import assemble, manifest, memory
+from recft.training.assemble import BASE_HEAD, Tuned, check, read_adapter_into, save_adapter, save_tensors
+from recft.training.checkpoint import Progress
+from recft.training.loop import Evaluation, Job, fit, total_steps
+from recft.training.scoring import score_model
+from recft.training.signals import Terminated, Waiting, waiting
+
+__all__ = ["tune"]
+
+SAMPLE_TEXTS = 64
+"""Training texts for initialisation from data."""
+
+
+def tune(
+    recipe: Recipe, run: Path | str | None = None, resume: bool = False, force: bool = False, listen: Listener = silent
+) -> dict[str, Any]:
+    """The run's manifest, after tuning to the end.
+
+    Args:
+        recipe: what to do.
+        run: the run folder; `runs/<name>` where absent.
+        resume: go on from the newest checkpoint of this folder.
+        force: begin anew in a folder that holds a run.
+        listen: hears of stages, steps and evaluations.
+
+    Raises:
+        RecipeError: the parts cannot work together, said before anything is loaded.
+        DataError: the data breaks a rule.
+        TuneError: the folder holds a run already, or tuning cannot go on.
+        KeyboardInterrupt, Terminated: a signal came; the state is saved and `resume` goes on from it.
+    """
+    folder = RunFolder(Path(run) if run else Path("runs") / recipe.name)
+    check(recipe)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    with waiting() as signals:
+        if accelerator.is_main_process:
+            _claim(folder, recipe, resume, force)
+            prepare(recipe, out=folder.data, force=True, listen=listen)
+        accelerator.wait_for_everyone()
+        store = Store.open(folder.data)
+        done = read_json(folder.manifest) if resume and folder.manifest.is_file() else {}
+        if done.get("exit_status") == 0:
+            listen("note", {"text": f"{folder.root} is finished already"})
+            return dict(done)
+        with _recorded(folder, recipe, store, accelerator) as record:
+            record |= _Tuning(recipe, folder, store, accelerator, signals, listen).run(resume)
+        return record
+
+
+def _claim(folder: RunFolder, recipe: Recipe, resume: bool, force: bool) -> None:
+    """Makes the folder this run's own: nothing of another run is overwritten unasked."""
+    text = recipe.to_yaml()
+    if resume:
+        if not folder.recipe.is_file():
+            raise TuneError(problem(str(folder.root), "holds no run", "--resume goes on with one", "leave --resume out"))
+        if folder.recipe.read_text(encoding="utf-8") != text:
+            raise TuneError(
+                problem(str(folder.recipe), "differs from the recipe given", "a run is resumed with the recipe it began with", "restore the recipe, or start anew with --force")
+            )
+        return
+    if folder.recipe.exists() and not force:
+        raise TuneError(
+            problem(str(folder.root), "holds a run already", "tune never overwrites one unasked", "go on with --resume, begin anew with --force, or name another --run")
+        )
+    for old in (folder.adapter, folder.checkpoints, folder.root / "eval"):
+        shutil.rmtree(old, ignore_errors=True)
+    for file in (folder.metrics, folder.manifest, folder.curves, folder.root / BASE_HEAD):
+        file.unlink(missing_ok=True)
+    for events in folder.root.glob("events.out.tfevents*"):
+        events.unlink()
+    write_text(folder.recipe, text)
+
+
+@contextlib.contextmanager
+def _recorded(folder: RunFolder, recipe: Recipe, store: Store, accelerator: Accelerator) -> Iterator[dict[str, Any]]:
+    """The manifest, written when the run begins and, with its exit status, however it ends."""
+    record = manifest.begin(recipe, store.card, base_hash(recipe.model))
+    started = time.perf_counter()
+
+    def write(status: int | None) -> None:
+        record["exit_status"] = status
+        record["seconds"] = round(time.perf_counter() - started, 2)
+        record["peak_memory_bytes"] = memory.peak_bytes(accelerator.device)
+        if accelerator.is_main_process:
+            write_json(folder.manifest, record)
+
+    write(None)
+    try:
+        yield record
+    except BaseException as error:
+        write({KeyboardInterrupt: 130, Terminated: 143}.get(type(error), 1))
+        raise
+    write(0)
+
+
+@dataclass(frozen=True)
+class _Tuning:
+    """One run of `tune`, from a claimed folder on."""
+
+    recipe: Recipe
+    folder: RunFolder
+    store: Store
+    accelerator: Accelerator
+    signals: Waiting
+    listen: Listener
+
+    def run(self, resume: bool) -> dict[str, Any]:
+        """What the manifest says of the tuning."""
+        recipe, records = self.recipe, self.store.records("train")
+        if not len(records):
+            raise DataError(
+                problem("data.split", "the training split is empty", "there is something to train on", "give more data, or smaller valid and test shares")
+            )
+        task = registry.load("recft.tasks", recipe.task.name)
+        steps = total_steps(recipe.tune, len(records))
+        self.listen("stage", {"name": f"loading {recipe.model.base} ({recipe.model.quantization})"})
+        rng = np.random.default_rng([recipe.seed, 2])
+        some = rng.permutation(len(records))[:8]
+        texts = task.batch(recipe.task, records, some, self.store.item_texts, rng).texts[:SAMPLE_TEXTS]
+        tuned = assemble.new(recipe, steps, texts, self.accelerator.device)
+        self._start_from(tuned)
+        job = self._job(tuned, len(records))
+        if tuned.heads:
+            self._base_head(job)
+        self.listen("stage", {"name": f"tuning {recipe.method.name}, {steps} steps"})
+        progress = fit(job, resume)
+        if self.accelerator.is_main_process:
+            self._end(tuned, progress, job)
+        return self._summary(tuned, progress, steps)
+
+    def _job(self, tuned: Tuned, n_examples: int) -> Job:
+        recipe = self.recipe
+        task, items = registry.load("recft.tasks", recipe.task.name), self.store.item_texts
+        records = self.store.records("train")
+        return Job(
+            tuned=tuned,
+            parameters=tuned.attached.parameters() | dict(tuned.heads),
+            n_examples=n_examples,
+            batch=lambda rows, rng: task.batch(recipe.task, records, rows, items, rng),
+            loss=lambda outputs, batch: task.loss(recipe.task, outputs, batch),
+            settings=recipe.tune,
+            seed=recipe.seed,
+            accelerator=self.accelerator,
+            evaluation=self._evaluation(tuned),
+            folder=self.folder,
+            fingerprint=hash_bytes((recipe.to_yaml() + self.store.card["data_sha256"]).encode()),
+            listen=self.listen,
+            signals=self.signals,
+        )
+
+    def _evaluation(self, tuned: Tuned) -> Evaluation | None:
+        """Validation on the task's metric; None where the split has no validation records."""
+        recipe = self.recipe
+        task = registry.load("recft.tasks", recipe.task.name)
+        name = recipe.tune.early_stopping.metric or task.monitor
+        key, _ = metrics.parse(name, task.output)
+        exam = exam_of(recipe, self.store, "valid", (name,))
+        if not len(exam.records):
+            self.listen("warning", {"text": "no validation records: the last step is kept, not the best"})
+            return None
+        encoder = partial(encode, tuned.model, tuned.tokenizer, chunk_tokens=recipe.eval.batch_tokens)
+        return Evaluation(
+            metric=name,
+            score=lambda: score_model(exam, encoder).values[name],
+            higher_is_better=registry.load(metrics.PACKAGE, key).higher_is_better,
+            save_best=lambda: save_adapter(tuned, self.folder.adapter),
+        )
+
+    def _base_head(self, job: Job) -> None:
+        """A new head is first tuned on the frozen base alone: that is the `base` row, and where tuning begins.
+
+        Starting from it (Kumar et al. 2022, arXiv 2202.10054) also keeps the first steps from bending the base to a
+        random head.
+        """
+        path, tuned = self.folder.root / BASE_HEAD, job.tuned
+        if not path.is_file():
+            self.listen("stage", {"name": "tuning the new head on the frozen base"})
+            stage = Job(
+                tuned=tuned,
+                parameters=tuned.heads,
+                n_examples=job.n_examples,
+                batch=job.batch,
+                loss=job.loss,
+                settings=job.settings,
+                seed=job.seed,
+                accelerator=job.accelerator,
+                own=False,
+                listen=job.listen,
+                signals=job.signals,
+            )
+            with tuned.attached.disabled():
+                fit(stage)
+            if job.is_main:
+                with atomic_file(path) as draft:
+                    save_tensors(draft, {name: parameter.detach() for name, parameter in tuned.heads.items()})
+            self.accelerator.wait_for_everyone()
+        tuned.base_heads.update(load_file(path))
+        with torch.no_grad():
+            for name, value in tuned.base_heads.items():
+                tuned.heads[name].copy_(value)
+
+    def _start_from(self, tuned: Tuned) -> None:
+        """Takes up the adapter of another run.
+
+        Raises:
+            TuneError: that run has another base, method or task.
+        """
+        if self.recipe.tune.start_from is None:
+            return
+        other_folder, other, _ = open_run(Path(self.recipe.tune.start_from))
+        for place in ("model", "method"):
+            if getattr(other, place) != getattr(self.recipe, place):
+                raise TuneError(
+                    problem("tune.start_from", f"{other_folder.root} has other {place} settings", "an adapter is tuned on with the settings it has", f"copy its `{place}` settings into this recipe")
+                )
+        read_adapter_into(tuned, other_folder.adapter)
+
+    def _end(self, tuned: Tuned, progress: Progress, job: Job) -> None:
+        """Keeps the last adapter where none was judged, draws the curves, and checks that the adapter does something."""
+        if job.evaluation is None:
+            save_adapter(tuned, self.folder.adapter)
+        curves(self.folder.metrics, self.folder.curves)
+        read_adapter_into(tuned, self.folder.adapter)
+        refuse_no_effect(tuned, exam_of(self.recipe, self.store, "train"))
+        if self.recipe.tune.start_from is not None:
+            self._report_continued(tuned, progress)
+
+    def _report_continued(self, tuned: Tuned, progress: Progress) -> None:
+        """Old and new adapter, each on the old and the new test records: `eval/start_from.json`."""
+        start_folder, start, start_store = open_run(Path(str(self.recipe.tune.start_from)))
+        encoder = partial(encode, tuned.model, tuned.tokenizer, chunk_tokens=self.recipe.eval.batch_tokens)
+        exams = {"old test": exam_of(start, start_store, "test"), "new test": exam_of(self.recipe, self.store, "test")}
+        scores: dict[str, Any] = {"new adapter": {name: score_model(exam, encoder).values for name, exam in exams.items()}}
+        read_adapter_into(tuned, start_folder.adapter)
+        scores["old adapter"] = {name: score_model(exam, encoder).values for name, exam in exams.items()}
+        read_adapter_into(tuned, self.folder.adapter)
+        write_json(self.folder.root / "eval" / "start_from.json", scores | {"best_step": progress.best_step})
+        for adapter in ("old adapter", "new adapter"):
+            for exam, values in scores[adapter].items():
+                shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+                self.listen("note", {"text": f"{adapter} on {exam}: {shown}"})
+
+    def _summary(self, tuned: Tuned, progress: Progress, steps: int) -> dict[str, Any]:
+        return {
+            "steps": progress.step,
+            "planned_steps": steps,
+            "stopped_early": progress.stopped,
+            "best": progress.best,
+            "best_step": progress.best_step,
+            "micro_batch": progress.micro_batch,
+            "seconds_in_steps": round(progress.seconds, 2),
+            "trainable_parameters": sum(p.numel() for p in tuned.attached.parameters().values()),
+            "head_parameters": sum(p.numel() for p in tuned.heads.values()),
+            "compute_dtype": str(tuned.model.base.dtype).removeprefix("torch."),
+        }

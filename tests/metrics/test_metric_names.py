@@ -1,0 +1,60 @@
+"""Reading `ndcg@10`, and means over what is defined."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from recft.errors import RecipeError
+from recft.metrics._base import mean, parse
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("ndcg@10", ("ndcg", 10)),
+        (" mrr ", ("mrr", None)),
+        ("map", ("map", None)),
+        ("log_loss", ("log-loss", None)),
+        ("log-loss", ("log-loss", None)),
+        ("recall", ("recall", None)),
+    ],
+)
+def test_parse(expression: str, expected: tuple[str, int | None]) -> None:
+    assert parse(expression) == expected
+
+
+@pytest.mark.parametrize(
+    ("expression", "output", "said"),
+    [
+        ("ndgc@10", None, "Did you mean 'ndcg'?"),
+        ("ndcg@", None, "a name, or name@cutoff"),
+        ("ndcg@0", None, "cutoff from 1"),
+        ("ndcg@-1", None, "cutoff from 1"),
+        ("ndcg@ten", None, "cutoff from 1"),
+        ("", None, "a name, or name@cutoff"),
+        ("auc@10", None, "write auc"),
+        ("hr", None, "for example hr@10"),
+        ("recall", "ranking", "for example recall@10"),
+        ("recall@10", "labels", "write recall"),
+        ("ndcg@10", "labels", "this task answers yes or no"),
+        ("auc", "ranking", "this task ranks items"),
+    ],
+)
+def test_mistakes(expression: str, output: object, said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse(expression, output)  # type: ignore[arg-type]
+    assert said in str(caught.value)
+    assert "(rule: " in str(caught.value)
+    assert "fix: " in str(caught.value)
+
+
+def test_both_forms() -> None:
+    assert parse("recall@10", "ranking") == ("recall", 10)
+    assert parse("recall", "labels") == ("recall", None)
+
+
+def test_mean_over_nothing() -> None:
+    score, n = mean(np.array([np.nan]))
+    assert np.isnan(score)
+    assert n == 0
