@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -37,7 +36,9 @@ def open_run(run: Path) -> tuple[RunFolder, Recipe, Store]:
     folder = RunFolder(run)
     if not folder.recipe.is_file():
         raise DataError(
-            problem(str(run), "is no run folder: it has no recipe.yaml", "a folder made by `recft tune`", "check the path")
+            problem(
+                str(run), "is no run folder: it has no recipe.yaml", "a folder made by `recft tune`", "check the path"
+            )
         )
     return folder, Recipe.load(folder.recipe), Store.open(folder.data)
 
@@ -46,7 +47,7 @@ def exam_of(recipe: Recipe, store: Store, split: str, names: tuple[str, ...] | N
     """The exam that a recipe sets on a split."""
     task = registry.load("recft.tasks", recipe.task.name)
     chosen = names or recipe.eval.metrics or task.metrics
-    return Exam(task, recipe.task, store.records(cast(Split, split)), store.item_texts, chosen, recipe.eval)
+    return Exam(task, recipe.task, store.records(cast("Split", split)), store.item_texts, chosen, recipe.eval)
 
 
 def evaluate(
@@ -111,7 +112,12 @@ def refuse_no_effect(tuned: Tuned, exam: Exam) -> None:
     change = float(np.abs(ours - without).max(initial=0))
     if not change > NO_EFFECT:
         raise ModelError(
-            problem("adapter", f"switching it off changes outputs by {change:.1e} at most", f"an adapter that was tuned changes them by more than {NO_EFFECT:.0e}", "check that tuning ran: learning rate, steps, method.layers")
+            problem(
+                "adapter",
+                f"switching it off changes outputs by {change:.1e} at most",
+                f"an adapter that was tuned changes them by more than {NO_EFFECT:.0e}",
+                "check that tuning ran: learning rate, steps, method.layers",
+            )
         )
 
 
@@ -128,7 +134,12 @@ def _score_all(exam: Exam, tuned: Tuned, store: Store, recipe: Recipe, listen: L
         baseline = registry.load("recft.baselines", name)
         if store.table not in baseline.tables:
             raise DataError(
-                problem("eval.baselines", f"{name} on {store.table}", f"it is for {', '.join(baseline.tables)}", "leave it out")
+                problem(
+                    "eval.baselines",
+                    f"{name} on {store.table}",
+                    f"it is for {', '.join(baseline.tables)}",
+                    "leave it out",
+                )
             )
         rows[name] = score_rows(exam, baseline.fit(store))
     return rows
@@ -140,7 +151,9 @@ def _report(rows: dict[str, Scored], exam: Exam, recipe: Recipe, store: Store, s
     baselines = {name: row.values for name, row in rows.items() if name not in ("base", "tuned")}
     ci = {name: _intervals(row, exam, n_draws, seed) for name, row in rows.items()}
     paired = {
-        f"tuned - {name}": _differences(tuned, row, exam, n_draws, seed) for name, row in rows.items() if name != "tuned"
+        f"tuned - {name}": _differences(tuned, row, exam, n_draws, seed)
+        for name, row in rows.items()
+        if name != "tuned"
     }
     return {
         "name": recipe.name,

@@ -243,7 +243,12 @@ class Recipe(Settings):
         raw = _parse(text, str(path))
         if not isinstance(raw, dict):
             raise RecipeError(
-                problem(str(path), f"holds {type(raw).__name__}", "a recipe is a mapping of keys", "see recipes/ for examples")
+                problem(
+                    str(path),
+                    f"holds {type(raw).__name__}",
+                    "a recipe is a mapping of keys",
+                    "see recipes/ for examples",
+                )
             )
         for override in overrides:
             _lay_over(raw, override)
@@ -337,7 +342,12 @@ def _lay_over(raw: dict[str, Any], override: str) -> None:
             inner = {"name": inner}  # `task: retrieval` is short for `task: {name: retrieval}`
         elif not isinstance(inner, dict):
             raise RecipeError(
-                problem(f"--set {key}", f"'{part}' holds {inner!r}, not a mapping", "a dotted key names a setting", "correct the key")
+                problem(
+                    f"--set {key}",
+                    f"'{part}' holds {inner!r}, not a mapping",
+                    "a dotted key names a setting",
+                    "correct the key",
+                )
             )
         place[part] = inner
         place = inner
@@ -348,7 +358,7 @@ def _member(raw: object, key: str, package: str, mistakes: list[str]) -> object:
     """The settings of a task or method, checked by the member's own `Config`; mistakes are collected."""
     if isinstance(raw, Settings):
         return raw
-    settings: dict[str, Any] = {"name": raw} if isinstance(raw, str) else dict(cast(dict[str, Any], raw or {}))
+    settings: dict[str, Any] = {"name": raw} if isinstance(raw, str) else dict(cast("dict[str, Any]", raw or {}))
     placeholder = TaskSettings(name="?") if key == "task" else MethodSettings(name="?")
     name = settings.get("name")
     if not isinstance(name, str):

@@ -147,10 +147,14 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RecftError(
-            problem(str(path), "the file is missing", "this folder was written by recft", "check the path, or make it again")
+            problem(
+                str(path), "the file is missing", "this folder was written by recft", "check the path, or make it again"
+            )
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecftError(problem(str(path), f"not JSON ({error})", "the file is as recft wrote it", "make it again")) from error
+        raise RecftError(
+            problem(str(path), f"not JSON ({error})", "the file is as recft wrote it", "make it again")
+        ) from error
 
 
 def hash_bytes(data: bytes) -> str:

@@ -81,15 +81,27 @@ def _claim(folder: RunFolder, recipe: Recipe, resume: bool, force: bool) -> None
     text = recipe.to_yaml()
     if resume:
         if not folder.recipe.is_file():
-            raise TuneError(problem(str(folder.root), "holds no run", "--resume goes on with one", "leave --resume out"))
+            raise TuneError(
+                problem(str(folder.root), "holds no run", "--resume goes on with one", "leave --resume out")
+            )
         if folder.recipe.read_text(encoding="utf-8") != text:
             raise TuneError(
-                problem(str(folder.recipe), "differs from the recipe given", "a run is resumed with the recipe it began with", "restore the recipe, or start anew with --force")
+                problem(
+                    str(folder.recipe),
+                    "differs from the recipe given",
+                    "a run is resumed with the recipe it began with",
+                    "restore the recipe, or start anew with --force",
+                )
             )
         return
     if folder.recipe.exists() and not force:
         raise TuneError(
-            problem(str(folder.root), "holds a run already", "tune never overwrites one unasked", "go on with --resume, begin anew with --force, or name another --run")
+            problem(
+                str(folder.root),
+                "holds a run already",
+                "tune never overwrites one unasked",
+                "go on with --resume, begin anew with --force, or name another --run",
+            )
         )
     for old in (folder.adapter, folder.checkpoints, folder.root / "eval"):
         shutil.rmtree(old, ignore_errors=True)
@@ -138,7 +150,12 @@ class _Tuning:
         recipe, records = self.recipe, self.store.records("train")
         if not len(records):
             raise DataError(
-                problem("data.split", "the training split is empty", "there is something to train on", "give more data, or smaller valid and test shares")
+                problem(
+                    "data.split",
+                    "the training split is empty",
+                    "there is something to train on",
+                    "give more data, or smaller valid and test shares",
+                )
             )
         task = registry.load("recft.tasks", recipe.task.name)
         steps = total_steps(recipe.tune, len(records))
@@ -240,7 +257,12 @@ class _Tuning:
         for place in ("model", "method"):
             if getattr(other, place) != getattr(self.recipe, place):
                 raise TuneError(
-                    problem("tune.start_from", f"{other_folder.root} has other {place} settings", "an adapter is tuned on with the settings it has", f"copy its `{place}` settings into this recipe")
+                    problem(
+                        "tune.start_from",
+                        f"{other_folder.root} has other {place} settings",
+                        "an adapter is tuned on with the settings it has",
+                        f"copy its `{place}` settings into this recipe",
+                    )
                 )
         read_adapter_into(tuned, other_folder.adapter)
 
@@ -259,7 +281,9 @@ class _Tuning:
         start_folder, start, start_store = open_run(Path(str(self.recipe.tune.start_from)))
         encoder = partial(encode, tuned.model, tuned.tokenizer, chunk_tokens=self.recipe.eval.batch_tokens)
         exams = {"old test": exam_of(start, start_store, "test"), "new test": exam_of(self.recipe, self.store, "test")}
-        scores: dict[str, Any] = {"new adapter": {name: score_model(exam, encoder).values for name, exam in exams.items()}}
+        scores: dict[str, Any] = {
+            "new adapter": {name: score_model(exam, encoder).values for name, exam in exams.items()}
+        }
         read_adapter_into(tuned, start_folder.adapter)
         scores["old adapter"] = {name: score_model(exam, encoder).values for name, exam in exams.items()}
         read_adapter_into(tuned, self.folder.adapter)

@@ -16,10 +16,11 @@ settings.register_profile("recft", deadline=None)
 settings.load_profile("recft")
 
 # What the tokenizers know: the longer words stay whole, all else falls into pieces or bytes.
-WORDS = """
-    red leather office chair with wheels, oak desk lamp usb cable black printer ink toner paper
-    yes no Yes No history: item: candidate: answer: 打印机 墨盒 黑色 桌子 椅子 数据线
-""".split()
+WORDS = (
+    *("red", "leather", "office", "chair", "with", "wheels,", "oak", "desk", "lamp", "usb", "cable", "black", "paper"),
+    *("yes", "no", "Yes", "No", "history:", "item:", "candidate:", "answer:"),
+    *("打印机", "墨盒", "黑色", "桌子", "椅子", "数据线"),
+)
 
 # In the style of Qwen and Llama 3: an engine that applies it serves other scores.
 CHAT_TEMPLATE = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"

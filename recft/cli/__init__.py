@@ -37,7 +37,7 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
-    app.callback()(_options)
+    app.callback()(_program)
     commands: dict[str, Command] = {name: registry.load("recft.cli", name) for name in registry.names("recft.cli")}
     for name, command in sorted(commands.items(), key=lambda entry: (entry[1].place, entry[0])):
         # \b keeps click from filling the lines of the example into a paragraph.
@@ -46,7 +46,7 @@ def build() -> typer.Typer:
     return app
 
 
-def _options(
+def _program(
     version: bool = typer.Option(
         False, "--version", help="Show the version and leave.", is_eager=True, callback=lambda asked: _version(asked)
     ),

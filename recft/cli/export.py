@@ -13,7 +13,7 @@ from recft.cli._base import Command
 from recft.cli._options import Force, JsonFile, Quiet, RunFolderPath
 from recft.cli._progress import listening
 from recft.cli._shell import deliver
-from recft.reports.tables import Sheet, facts
+from recft.reports.tables import Sheet, certificate
 
 __all__ = ["MEMBER", "certificate_sheets"]
 
@@ -69,8 +69,7 @@ def run(
 
 def certificate_sheets(written: dict[str, Any]) -> list[Sheet]:
     """The certificate of an export folder's `recft-export.json`."""
-    certificate = written.get("certificate", written)
-    return [facts("certificate", certificate)]
+    return [certificate(written["certificate"], written.get("onto"))]
 
 
 MEMBER = Command(run, "recft export runs/chorus --to merged --out exports/chorus", place=3)

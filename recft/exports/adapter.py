@@ -138,13 +138,21 @@ def _write_adapter(
 
 
 def _head(source: Source) -> tuple[list[str], dict[str, Tensor]]:
-    """The modules of the trained head and their tensors, by PEFT's saved names."""
+    """The modules of the trained head and their tensors, by PEFT's saved names.
+
+    The head is what stands outside the base's body, and what the run saved of the body itself: a base published
+    without a pooler gets a new one.
+    """
     model = source.reference.base
     heads = [
         name
         for name, module in model.named_children()
         if name != model.base_model_prefix and any(True for _ in module.parameters())
     ]
+    for name, _ in model.named_parameters():
+        module = name.rpartition(".")[0]
+        if f"{SAVED_PREFIX}{name}" in source.adapter_tensors and not module.startswith((*heads,)):
+            heads.append(module)
     state = {
         f"{SAVED_PREFIX}{head}.{name}": tensor
         for head in heads

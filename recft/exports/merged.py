@@ -66,7 +66,13 @@ class Merged:
             return numbers(model, {name: tensor.to(model.device) for name, tensor in batch.items()}, serving)
 
         rows = ROWS_OF_LOGITS if serving.head == "answers" else ROWS
-        return Engine("transformers", transformers.__version__, batched(compute, rows), tokenizer, str(model.dtype).removeprefix("torch."))
+        return Engine(
+            "transformers",
+            transformers.__version__,
+            batched(compute, rows),
+            tokenizer,
+            str(model.dtype).removeprefix("torch."),
+        )
 
 
 MEMBER = Merged()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recft.errors import ExportError, problem
 from recft.exports._base import Engine, Source
 from recft.exports._engine import batched, open_tokenizer, require, save_tokenizer, tokens, unreadable
 from recft.registry import Refusal
@@ -69,6 +70,8 @@ class Onnx:
                 dynamo=True,
                 verbose=False,
             )
+            if program is None:  # only an older exporter gives none
+                raise ExportError(problem("export", "torch gave no graph", "torch >= 2.11", "install it"))
             # The exporter notes, at every node, the paths and lines of the code that made it.
             ClearMetadataAndDocStringPass()(program.model)
             program.save(str(folder / MODEL), external_data=n_bytes > LARGEST_FILE_BYTES)
@@ -86,7 +89,7 @@ class Onnx:
         options.log_severity_level = 3
         try:
             session = onnxruntime.InferenceSession(folder / MODEL, options, providers=["CPUExecutionProvider"])
-        except (OSError, RuntimeError, onnxruntime.capi.onnxruntime_pybind11_state.NoSuchFile) as error:
+        except _engine_errors() as error:
             raise unreadable(folder, error) from error
         names = [entry.name for entry in session.get_inputs()]
 
@@ -96,6 +99,14 @@ class Onnx:
             return answer
 
         return Engine("ONNX Runtime", onnxruntime.__version__, batched(compute), tokenizer, "float32")
+
+
+def _engine_errors() -> tuple[type[Exception], ...]:
+    """ONNX Runtime's own errors, which have no class in common."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    found = [value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)]
+    return (OSError, RuntimeError, *found)
 
 
 @contextlib.contextmanager

@@ -33,6 +33,11 @@ def inject(model: PreTrainedModel, peft_config: Any, names: list[str], seed: int
     # PEFT leaves its configuration on the model and warns when it finds one: ours is in `Attached.config`.
     del model.peft_config
     layers = {name: model.get_submodule(name) for name in names}
+    for layer in layers.values():
+        layer.train(model.training)  # new modules, dropout among them, are born training
+    for parameter in own_parameters(layers).values():
+        # PEFT's wrapper would do this: over a bfloat16 base its layers are bfloat16, in which small steps are lost.
+        parameter.data = parameter.data.float()
     wanted = {id(parameter) for parameter in own_parameters(layers).values()}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in wanted)

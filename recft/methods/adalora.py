@@ -17,7 +17,7 @@ learning rate hardly moves the model. Saving keeps exactly the directions that a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -111,7 +111,8 @@ class AdaLora:
         adapter = _put_in(model, {key: config[key] for key in keys}, life, names, plan)
         for name, on in (config["rank_pattern"] or {}).items():
             adapter.kept[name.removesuffix(".lora_E")] = torch.tensor(on, dtype=torch.bool)
-        return adapter
+        # Without a new life the file tells of the old one.
+        return adapter if plan.total_steps else replace(adapter, settings=dict(config))
 
     def expected_parameters(self, model: PreTrainedModel, config: AdaLoraSettings) -> int:
         """The sum of r·(in + out + 1) over the touched layers, r = the first rank: none is freed while tuning."""

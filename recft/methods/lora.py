@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -102,7 +102,7 @@ class Lora:
         """The LoRA of a saved configuration."""
         options = {key: config[key] for key in ("r", "lora_alpha", "use_rslora", "use_dora", "target_modules")}
         names = listed(model, config["target_modules"])
-        return self._put_in(model, options, names, plan)
+        return replace(self._put_in(model, options, names, plan), settings=dict(config))
 
     def _put_in(self, model: PreTrainedModel, options: Mapping[str, Any], names: list[str], plan: Plan) -> Adapter:
         from peft import LoraConfig

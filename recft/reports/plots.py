@@ -35,7 +35,7 @@ def curves(metrics: Path, out: Path) -> None:
         steps, values = zip(*losses, strict=True)
         axes.plot(steps, values, color=_LOSS, marker="." if len(losses) < 30 else None, label="training loss")
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("training loss (mean over the steps since the last point)", color=_LOSS)
+    axes.set_ylabel("training loss", color=_LOSS)
     if judged:
         _draw_scores(axes, judged)
     elif not losses:

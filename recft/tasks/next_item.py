@@ -80,7 +80,7 @@ class NextItem:
 
 
 def _log_popularity(records: Records, batch: Batch, n_items: int) -> np.ndarray:
-    """log of each column's share of the training targets, (C,) float32; an item that is no target counts as one."""
+    """Log of each column's share of the training targets, (C,) float32; an item that is no target counts as one."""
     counts = np.bincount(records.items, minlength=n_items)[batch.arrays["items"]]
     return np.log(np.maximum(counts, 1) / max(len(records.items), 1)).astype(np.float32)
 

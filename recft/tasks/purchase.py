@@ -38,7 +38,9 @@ class Config(TaskSettings):
         default=None, description="at most so many candidates of a record are drawn for a batch; all where absent"
     )
     before: str = Field(default="A customer's items, newest first: ", description="stands before the history")
-    between: str = Field(default="\nWill this customer take the following item?\n", description="stands before the candidate")
+    between: str = Field(
+        default="\nWill this customer take the following item?\n", description="stands before the candidate"
+    )
     after: str = Field(default="\nAnswer (yes or no):", description="stands after the candidate, on a causal base")
     answers: tuple[str, str] = Field(default=(" yes", " no"), description="what a causal base is asked to answer")
 
@@ -61,7 +63,11 @@ class Purchase:
     ) -> Batch:
         """The batch of some records with their candidates; arrays: `text` and `label` of each pair, (P,)."""
         chosen = [self._drawn(config, records, int(row), rng) for row in rows]
-        texts = [self._text(config, records, int(row), pair, items) for row, pairs in zip(rows, chosen, strict=True) for pair in pairs]
+        texts = [
+            self._text(config, records, int(row), pair, items)
+            for row, pairs in zip(rows, chosen, strict=True)
+            for pair in pairs
+        ]
         different = list(dict.fromkeys(texts))
         places = {text: place for place, text in enumerate(different)}
         labels = np.concatenate([records.grades[pairs] for pairs in chosen]) > 0

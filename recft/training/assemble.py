@@ -190,7 +190,11 @@ def open_adapter(
         dtype = compute_dtype(recipe.model.compute_dtype, device)
         base = load_base(recipe.model, serving.head, device, dtype, recipe.seed)
     plan = Plan(
-        kind=serving.kind, base=recipe.model.base, total_steps=total_steps, dropout=recipe.tune.dropout, seed=recipe.seed
+        kind=serving.kind,
+        base=recipe.model.base,
+        total_steps=total_steps,
+        dropout=recipe.tune.dropout,
+        seed=recipe.seed,
     )
     attached = registry.load("recft.methods", recipe.method.name).restore(base.model, config, plan)
     tuned = _tuned(base, serving, tokenizer, attached)
@@ -209,7 +213,9 @@ def read_adapter_into(tuned: Tuned, folder: Path) -> None:
     missing = [name for key, name in names.items() if key not in tensors]
     if missing:
         raise ModelError(
-            problem(str(folder), f"the head {missing[0]} is missing", "a task with a new head saves it", "tune it again")
+            problem(
+                str(folder), f"the head {missing[0]} is missing", "a task with a new head saves it", "tune it again"
+            )
         )
     _copy(tuned.heads, {name: tensors[key] for key, name in names.items()})
     tuned.attached.load({key: tensor for key, tensor in tensors.items() if key not in names})
@@ -235,7 +241,9 @@ def save_adapter(tuned: Tuned, folder: Path) -> None:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes tensors as safetensors, in order of name."""
-    save_file({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, path, metadata={"format": "pt"})
+    save_file(
+        {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, path, metadata={"format": "pt"}
+    )
 
 
 def load_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -246,11 +254,21 @@ def load_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     if not (folder / TENSORS).is_file():
         raise ModelError(
-            problem(str(folder), f"holds no {TENSORS}", "a tuned run has an adapter", "run `recft tune` first, or to its end with --resume")
+            problem(
+                str(folder),
+                f"holds no {TENSORS}",
+                "a tuned run has an adapter",
+                "run `recft tune` first, or to its end with --resume",
+            )
         )
     try:
         return read_json(folder / CONFIG), load_file(folder / TENSORS)
     except SafetensorError as error:
         raise ModelError(
-            problem(str(folder / TENSORS), f"is damaged ({error})", "a whole safetensors file", "restore it from a copy, or tune again")
+            problem(
+                str(folder / TENSORS),
+                f"is damaged ({error})",
+                "a whole safetensors file",
+                "restore it from a copy, or tune again",
+            )
         ) from error

@@ -76,11 +76,21 @@ def load(path: Path, fingerprint: str) -> tuple[Progress, dict[str, Tensor]]:
         tensors = load_file(path / "state.safetensors")
     except (SafetensorError, FileNotFoundError, TypeError) as error:
         raise TuneError(
-            problem(str(path), f"is damaged ({error})", "a checkpoint as recft wrote it", "remove this folder to resume from the one before")
+            problem(
+                str(path),
+                f"is damaged ({error})",
+                "a checkpoint as recft wrote it",
+                "remove this folder to resume from the one before",
+            )
         ) from error
     if progress.fingerprint != fingerprint:
         raise TuneError(
-            problem(str(path), "was made by another recipe or from other data", "a run is resumed with the recipe and data it began with", "restore the recipe, or start anew with --force")
+            problem(
+                str(path),
+                "was made by another recipe or from other data",
+                "a run is resumed with the recipe and data it began with",
+                "restore the recipe, or start anew with --force",
+            )
         )
     return progress, tensors
 

@@ -147,8 +147,10 @@ class _Loop:
         # float16 loses small gradients: the loss is scaled up before the backward pass.
         self.scaled = model.base.dtype == torch.float16
         wanted = job.settings.micro_batch_size
-        micro = wanted if wanted != "auto" else memory.first_micro_batch(
-            model.base.config, model.base.dtype, model.serving.max_tokens, self.device
+        micro = (
+            wanted
+            if wanted != "auto"
+            else memory.first_micro_batch(model.base.config, model.base.dtype, model.serving.max_tokens, self.device)
         )
         self.progress = Progress(
             micro_batch=micro, fingerprint=job.fingerprint, loss_scale=FIRST_LOSS_SCALE if self.scaled else 1.0
@@ -196,7 +198,7 @@ class _Loop:
             model=job.tuned.model,
             tokenizer=job.tuned.tokenizer,
             penalty=job.tuned.attached.penalty if job.own else lambda: None,
-            ranks=cast(Ranks, job.accelerator),
+            ranks=cast("Ranks", job.accelerator),
             seed=(job.seed * 1_000_003 + step) * 65_537 % 2**62,
             loss_scale=self.progress.loss_scale,
         )
@@ -228,7 +230,9 @@ class _Loop:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.progress.micro_batch = size // 2
-        self.job.listen("note", {"text": f"out of memory: {self.progress.micro_batch} texts a forward pass from here on"})
+        self.job.listen(
+            "note", {"text": f"out of memory: {self.progress.micro_batch} texts a forward pass from here on"}
+        )
 
     def _sum_over_ranks(self) -> None:
         if self.job.accelerator.num_processes == 1:
@@ -248,7 +252,12 @@ class _Loop:
         found = [parameter.grad for parameter in self.job.parameters.values() if parameter.grad is not None]
         if not self.checked and not any(bool(grad.any()) for grad in found):
             raise TuneError(
-                problem("method", "no gradient reaches its parameters", "tuning changes the adapter", "check method.layers and the base's architecture")
+                problem(
+                    "method",
+                    "no gradient reaches its parameters",
+                    "tuning changes the adapter",
+                    "check method.layers and the base's architecture",
+                )
             )
         self.checked = True
         finite = all(bool(torch.isfinite(grad).all()) for grad in found)
@@ -259,7 +268,12 @@ class _Loop:
             return finite
         if not finite or not math.isfinite(sums.loss):
             raise TuneError(
-                problem("tune", f"the loss or a gradient is not finite at step {step} (loss {sums.loss})", "numbers stay finite", "lower tune.learning_rate, or set model.compute_dtype: float32")
+                problem(
+                    "tune",
+                    f"the loss or a gradient is not finite at step {step} (loss {sums.loss})",
+                    "numbers stay finite",
+                    "lower tune.learning_rate, or set model.compute_dtype: float32",
+                )
             )
         return True
 
@@ -362,4 +376,3 @@ class _Loop:
         for name, value in self.average.items():
             with torch.no_grad():
                 self.job.parameters[name].copy_(value)
-

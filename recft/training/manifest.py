@@ -52,6 +52,8 @@ def versions() -> dict[str, str]:
 def _hardware() -> dict[str, Any]:
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.is_file() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    model = next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {"cpu": model, "threads": torch.get_num_threads(), "gpus": gpus, "system": platform.platform()}

@@ -29,7 +29,12 @@ def make(parameters: Mapping[str, nn.Parameter], settings: TuneSettings, device:
         return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
     if device.type != "cuda":
         raise TuneError(
-            problem("tune.optimizer", f"'{settings.optimizer}' on {device.type}", "8-bit and paged optimizers need an NVIDIA GPU", "set tune.optimizer: adamw")
+            problem(
+                "tune.optimizer",
+                f"'{settings.optimizer}' on {device.type}",
+                "8-bit and paged optimizers need an NVIDIA GPU",
+                "set tune.optimizer: adamw",
+            )
         )
     import bitsandbytes as bnb
 

@@ -14,13 +14,21 @@ from torch import nn
 
 from recft import registry
 from recft.exports._base import Source
-from recft.methods._base import Plan
+from recft.methods._base import SAVED_PREFIX, Plan
 from recft.models.base import kind_of, tokenizer_of
 from recft.models.text_model import Serving, Text, TextModel, cut, encode, label_tokens
 from recft.models.weights import float32_base, weight_of
 from recft.recipe import ModelSettings
 
-BODIES = ["red leather office chair", "usb cable", "黑色 打印机 墨盒 ＵＳＢ 数据线", "🎒 oak desk", "a", "lamp, " * 40, ""]
+BODIES = [
+    "red leather office chair",
+    "usb cable",
+    "黑色 打印机 墨盒 ＵＳＢ 数据线",
+    "🎒 oak desk",
+    "a",
+    "lamp, " * 40,
+    "",
+]
 TAIL = " answer:"
 MAX_TOKENS = 24
 HEADS = {
@@ -67,14 +75,16 @@ def make_case(tiny_bert: Path, tiny_llama: Path, tmp_path: Path) -> Make:
         member = registry.load("recft.methods", method)
         compute = getattr(torch, compute_dtype)
         tokenizer = tokenizer_of(model)
-        loaded = float32_base(model, HEADS[case], compute, "dequantized", seed=3).model
+        found = float32_base(model, HEADS[case], compute, "dequantized", seed=3)
+        loaded = found.model
         plan = Plan(kind=kind_of(loaded.config), base=model.base, total_steps=10, samples=(SAMPLE,))
         attached = member.attach(loaded, member.Config(name=method, **settings), plan)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in attached.parameters().values():
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
-        config, tensors = attached.config(), attached.tensors()
+        head = {f"{SAVED_PREFIX}{name}": loaded.get_parameter(name).detach() for name in found.new_parameters}
+        config, tensors = attached.config(), attached.tensors() | head
 
         def merged() -> Any:
             plain = float32_base(model, HEADS[case], compute, "dequantized", seed=3).model

@@ -12,10 +12,12 @@ import pytest
 from recft import registry
 from recft.exports._base import Engine
 
+Cell = tuple[str, str, str, dict[str, Any]]
 CASES = ["bert-mean", "bert-head", "llama-last", "llama-mean", "llama-answers"]
 ENDINGS = {".safetensors", ".json", ".txt", ".onnx", ".jinja"}
-MERGED = [("merged", case, "lora", {}) for case in CASES]
-ADAPTER = [("adapter", case, "lora", {}) for case in CASES] + [
+MERGED: list[Cell] = [("merged", case, "lora", {}) for case in CASES]
+ADAPTER: list[Cell] = [
+    *(("adapter", case, "lora", {}) for case in CASES),
     ("adapter", "bert-mean", "lora", {"quantization": "nf4"}),
     ("adapter", "llama-last", "lora", {"quantization": "fp4"}),
     ("adapter", "llama-answers", "lora", {"quantization": "int8"}),
@@ -25,15 +27,17 @@ ADAPTER = [("adapter", case, "lora", {}) for case in CASES] + [
     ("adapter", "llama-last", "prefix", {"virtual_tokens": 4}),
     ("adapter", "llama-answers", "prefix", {"virtual_tokens": 4, "quantization": "nf4"}),
 ]
-ONNX = [
+ONNX: list[Any] = [
     ("onnx", "bert-head", "lora", {"quantization": "nf4"}),
     ("onnx", "llama-answers", "lora", {}),
-    ("onnx", "bert-mean", "prefix", {"virtual_tokens": 4}),
+    pytest.param("onnx", "bert-mean", "prefix", {"virtual_tokens": 4}, marks=pytest.mark.slow),
     ("onnx", "llama-last", "prefix", {"virtual_tokens": 4}),
     ("onnx", "bert-mean", "bottleneck", {}),
-    ("onnx", "llama-answers", "bottleneck", {}),
+    pytest.param("onnx", "llama-answers", "bottleneck", {}, marks=pytest.mark.slow),
 ]
-SENTENCE = [("sentence-transformers", case, "lora", {}) for case in CASES if case.endswith(("mean", "last"))]
+SENTENCE: list[Cell] = [
+    ("sentence-transformers", case, "lora", {}) for case in CASES if case.endswith(("mean", "last"))
+]
 
 
 def served(case: Any, target: str, folder: Path) -> Engine:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertConfig, BertModel, BitsAndBytesConfig, LlamaConfig, LlamaModel, PreTrainedModel
 
@@ -86,7 +91,8 @@ def base_of(kind: str, quantization: str = "none") -> PreTrainedModel:
     for module in loaded.modules():
         if type(module).__name__ == "Linear4bit":
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-    return loaded.eval()
+    loaded.eval()
+    return loaded
 
 
 def output(model: torch.nn.Module, inputs: Mapping[str, Tensor] = INPUTS) -> Tensor:
@@ -109,3 +115,20 @@ def shaken(kind: str, name: str, quantization: str = "none", **settings: Any) ->
     adapter = method_of(name).attach(model, config_of(name, **settings), plan_of())
     shake(adapter)
     return model, adapter
+
+
+stock_warnings = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # PEFT asks for it
+    pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning"),  # AdaLoRA's are not LoRA's
+]
+
+
+def save(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """An adapter's folder as PEFT lays it out."""
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def stock_output(kind: str, folder: Path, quantization: str = "none") -> torch.Tensor:
+    """What PEFT's own loader makes of a folder."""
+    return output(PeftModel.from_pretrained(base_of(kind, quantization), folder).eval())

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from recft.models.base import load_base, tokenizer_of
 from recft.models.text_model import Serving, TextModel, encode, label_tokens
@@ -16,7 +17,9 @@ CPU = torch.device("cpu")
 TEXTS = ["red leather chair", "lamp", "黑色 墨盒 🎒", "usb cable " * 9, "lamp", ""]
 
 
-def model_of(folder: Path, head: str, pooling: str = "none", normalize: bool = False) -> tuple[TextModel, object]:
+def model_of(
+    folder: Path, head: str, pooling: str = "none", normalize: bool = False
+) -> tuple[TextModel, PreTrainedTokenizerBase]:
     settings = ModelSettings(base=str(folder))
     tokenizer = tokenizer_of(settings)
     kind = "encoder" if "bert" in folder.name else "causal"
@@ -39,7 +42,7 @@ def test_pooling_reads_real_tokens_on_either_side_of_padding(
             hidden = input_ids[:, :, None].float()
             return type("Output", (), {"last_hidden_state": hidden})
 
-    model.base = Echo()
+    model.base = Echo()  # type: ignore[assignment]
     ids = torch.tensor([[4, 6, 11, 90], [90, 4, 6, 11]])
     mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]])
     assert model(ids, mask)[:, 0].tolist() == ([7.0, 7.0] if pooling == "mean" else [11.0, 11.0])
@@ -72,7 +75,7 @@ def test_answers_are_rows_of_the_full_logits(tiny_llama: Path) -> None:
     for text in TEXTS[:4]:
         ids = tokenizer(text, truncation=True, max_length=24, return_tensors="pt")
         with torch.no_grad():
-            full = model.base(**ids).logits[0, -1, list(model.serving.label_ids)]
+            full = model.base(**dict(ids)).logits[0, -1, list(model.serving.label_ids)]
         np.testing.assert_allclose(encode(model, tokenizer, [text])[0], full.numpy(), atol=1e-5)
 
 

@@ -1,0 +1,422 @@
+"""`export`: a tuned run as a servable artefact, certified in the engine that serves it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+
+from recft import registry
+from recft.data.store import Store
+from recft.errors import ExportError, problem
+from recft.evaluate import exam_of, open_run
+from recft.exports import _certificate as certificate
+from recft.exports._base import Engine, Export, Source
+from recft.exports._certificate import Rows
+from recft.models.base import base_hash
+from recft.models.text_model import Serving, cut, encode, tokenize
+from recft.models.weights import float32_base
+from recft.recipe import ModelSettings, Recipe, Tolerances
+from recft.run import Listener, RunFolder, atomic_file, hash_file, read_json, silent, write_json
+from recft.training.assemble import Tuned, check, load_adapter, open_adapter
+from recft.training.scoring import Encode, Exam, score_model
+
+__all__ = ["DESCRIPTION", "ITEMS", "ROWS", "certify", "export"]
+
+DESCRIPTION, ROWS, ITEMS = "recft-export.json", "certificate/rows.parquet", "items.parquet"
+MOST_ITEMS = 1000
+"""Items that a ranking certificate compares: all targets of its rows, and others of the catalogue."""
+
+NOISE_CONTEXTS, NOISE_ITEMS = 64, 400
+"""How many of the rows the k-bit noise is measured on: one of its passes takes each text alone."""
+
+Onto = Literal["original", "dequantized", "auto"]
+
+
+def export(
+    run: Path | str,
+    to: str,
+    out: Path | str,
+    onto: Onto = "auto",
+    force: bool = False,
+    listen: Listener = silent,
+) -> dict[str, Any]:
+    """What `recft-export.json` holds: source, serving settings, certificate.
+
+    Args:
+        run: a tuned run.
+        to: the target's name.
+        out: the folder to make; never overwritten without `force`.
+        onto: the base weights under the adapter: as published, as the adapter saw them, or whichever scores better
+            on the validation split.
+        force: replace `out`.
+        listen: hears of stages.
+
+    Raises:
+        ExportError: the target cannot carry this run, or the certificate fails: the folder is then left under a name
+            that says so.
+    """
+    folder, recipe, store = open_run(Path(run))
+    out = Path(out)
+    target = _target(recipe, folder, to)
+    if out.exists() and not force:
+        raise ExportError(
+            problem(
+                str(out),
+                "exists already",
+                "export never overwrites a folder unasked",
+                "name another --out, or give --force",
+            )
+        )
+    work = _Export(recipe, folder, store, to, target, listen)
+    onto, reason = work.choose(onto)
+    draft = out.with_name(f"{out.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    description = work.write(draft, onto, reason)
+    wrong = description["certificate"]["wrong"]
+    final = out if not wrong else out.with_name(f"{out.name}.failed")
+    shutil.rmtree(final, ignore_errors=True)
+    draft.rename(final)
+    if wrong:
+        rows = "\n".join(description["certificate"]["worst_rows"])
+        raise ExportError(
+            problem(
+                str(final),
+                f"the certificate failed: {'; '.join(wrong)}",
+                "an export scores as the tuned model does",
+                "see the rows below; recft-export.json holds all figures",
+            )
+            + f"\n{rows}"
+        )
+    return description
+
+
+def _target(recipe: Recipe, folder: RunFolder, to: str) -> Export:
+    """The target, if it can carry this run.
+
+    Raises:
+        ExportError: it cannot; the message names those that can.
+    """
+    facts = check(recipe) | {"target": to}
+    config, tensors = load_adapter(folder.adapter)
+    target: Export = registry.load("recft.exports", to)
+    reason = _why_not(target, recipe, facts)
+    if reason is None and "plain_lora" in target.needs and _plain_lora(recipe, config, tensors) is None:
+        reason = f"{recipe.method.name} with these settings is no plain LoRA", "choose another target"
+    if reason is not None:
+        others = [
+            name
+            for name in registry.names("recft.exports")
+            if _why_not(registry.load("recft.exports", name), recipe, facts | {"target": name}) is None
+        ]
+        raise ExportError(
+            problem(
+                f"--to {to}",
+                f"cannot carry this run ({recipe.method.name})",
+                reason[0],
+                f"{reason[1]}; targets that can carry it: {', '.join(others) or 'none'}",
+            )
+        )
+    return target
+
+
+def _why_not(target: Export, recipe: Recipe, facts: dict[str, object]) -> tuple[str, str] | None:
+    method = registry.load("recft.methods", recipe.method.name)
+    if "merged" in target.needs and not method.mergeable:
+        return (
+            f"{recipe.method.name} has no weights to merge into the base's",
+            "choose a target that carries the adapter itself",
+        )
+    refusal = registry.refused(target.refusals, facts)
+    return (refusal.reason, refusal.fix) if refusal else None
+
+
+def _plain_lora(recipe: Recipe, config: dict[str, Any], tensors: dict[str, Any]) -> Any:
+    method = registry.load("recft.methods", recipe.method.name)
+    return method.plain_lora(config, tensors) if hasattr(method, "plain_lora") else None
+
+
+@dataclass(frozen=True)
+class _Export:
+    """One export, from a checked target on."""
+
+    recipe: Recipe
+    folder: RunFolder
+    store: Store
+    to: str
+    target: Export
+    listen: Listener
+
+    @property
+    def model(self) -> ModelSettings:
+        """The run's base with the compute dtype that tuning resolved."""
+        dtype = read_json(self.folder.manifest)["compute_dtype"]
+        return self.recipe.model.model_copy(update={"compute_dtype": dtype})
+
+    def reference(self, onto: str) -> Tuned:
+        """The tuned model over float32 weights."""
+        dtype = getattr(torch, self.model.compute_dtype)
+        head = str(check(self.recipe)["head"])
+        base = float32_base(self.model, head, dtype, onto, self.recipe.seed)
+        return open_adapter(self.recipe, self.folder.adapter, torch.device("cpu"), base)
+
+    def choose(self, onto: Onto) -> tuple[str, str]:
+        """`original` or `dequantized`, and why."""
+        if onto != "auto":
+            return onto, "as asked"
+        if self.recipe.model.quantization == "none":
+            return "original", "an unquantized base has its original weights only"
+        if "merged" not in self.target.needs and self.to == "adapter":
+            return "dequantized", "an adapter is served over the base it was tuned on"
+        task = registry.load("recft.tasks", self.recipe.task.name)
+        exam = exam_of(self.recipe, self.store, "valid", (task.monitor,))
+        if not len(exam.records):
+            return "dequantized", "no validation records to choose by: the weights that the adapter saw"
+        scores = {}
+        for choice in ("dequantized", "original"):
+            self.listen("stage", {"name": f"scoring the adapter over the {choice} weights on validation"})
+            tuned = self.reference(choice)
+            scores[choice] = score_model(exam, partial(encode, tuned.model, tuned.tokenizer)).values[task.monitor]
+        best = "original" if scores["original"] > scores["dequantized"] else "dequantized"
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        return best, f"validation {task.monitor}: {shown}"
+
+    def write(self, draft: Path, onto: str, reason: str) -> dict[str, Any]:
+        """The artefact, its rows, its description; the description comes back."""
+        self.listen("stage", {"name": f"writing {self.to} onto the {onto} weights"})
+        reference = self.reference(onto)
+        adapter_config, tensors = load_adapter(self.folder.adapter)
+        source = Source(
+            reference=reference.model.eval(),
+            tokenizer=reference.tokenizer,
+            merged=self._merger(onto, adapter_config, tensors),
+            adapter=self.folder.adapter,
+            adapter_config=adapter_config,
+            adapter_tensors=tensors,
+            plain_lora=lambda: _plain_lora(self.recipe, adapter_config, tensors),
+            model=self.model,
+            dtype=getattr(torch, self.recipe.export.dtype),
+        )
+        self.target.write(source, draft)
+        if self.store.table == "queries" or self.recipe.task.name == "next-item":
+            _write_items(draft / ITEMS, self.store)
+        self.listen("stage", {"name": "certifying in the serving engine"})
+        serving = reference.model.serving
+        found = self._certificate(draft, reference, serving)
+        description = {
+            "format": 1,
+            "name": self.recipe.name,
+            "target": self.to,
+            "source_run": str(self.folder.root.resolve()),
+            "task": self.recipe.task.model_dump(mode="json"),
+            "base": {"model": self.recipe.model.model_dump(mode="json"), "hash": base_hash(self.recipe.model)},
+            "method": self.recipe.method.model_dump(mode="json"),
+            "data": self.store.card["data_sha256"],
+            "onto": {"weights": onto, "reason": reason},
+            "serving": serving.to_json(),
+            "certificate": found,
+        }
+        files = sorted(file for file in draft.rglob("*") if file.is_file())
+        description["files"] = {str(file.relative_to(draft)): hash_file(file) for file in files}
+        write_json(draft / DESCRIPTION, description)
+        return description
+
+    def _merger(self, onto: str, config: dict[str, Any], tensors: dict[str, Any]) -> Callable[[], Any] | None:
+        """A function that merges the adapter into weights freshly read from disk, tensor by tensor in float32."""
+        method = registry.load("recft.methods", self.recipe.method.name)
+        if not method.mergeable:
+            return None
+
+        def merged() -> Any:
+            dtype = getattr(torch, self.model.compute_dtype)
+            head = str(check(self.recipe)["head"])
+            base = float32_base(self.model, head, dtype, onto, self.recipe.seed)
+            changed = 0
+            for name, module in base.model.named_modules():
+                weight = getattr(module, "weight", None)
+                if weight is None or weight.ndim != 2:
+                    continue
+                new = method.merge(config, tensors, name, weight.detach())
+                changed += new is not weight and not torch.equal(new, weight)
+                module.weight = torch.nn.Parameter(new, requires_grad=False)
+            if not changed:
+                raise ExportError(
+                    problem(
+                        "export",
+                        "merging changed no weight",
+                        "an adapter changes weights",
+                        "tune again: the adapter is empty or of another base",
+                    )
+                )
+            parameters = dict(base.model.named_parameters())
+            for name in base.new_parameters:
+                parameters[name].data = tensors[f"base_model.model.{name}"].float()
+            base.model.tie_weights()
+            return base.model
+
+        return merged
+
+    def _certificate(self, draft: Path, reference: Tuned, serving: Serving) -> dict[str, Any]:
+        exam = exam_of(self.recipe, self.store, "test")
+        split = "test"
+        if not len(exam.records):
+            exam, split = exam_of(self.recipe, self.store, "valid"), "valid"
+        if not len(exam.records):
+            exam, split = exam_of(self.recipe, self.store, "train"), "train"
+        small = _few(exam, self.recipe.export.rows)
+        expected = _remembering(partial(encode, reference.model, reference.tokenizer))
+        rows = _rows(small, expected, reference)
+        rows.write(draft / ROWS)
+        noise = self._noise(rows, serving)
+        engine = self.target.open(draft, serving)
+        found = certify(engine, rows, serving, reference.tokenizer, self.recipe.export.tolerances, noise["effect_kl"])
+        task = registry.load("recft.tasks", self.recipe.task.name)
+        before = score_model(small, expected).values
+        after = score_model(small, _remembering(partial(_served, engine, serving))).values
+        found |= {"split": split, "metrics": {"reference": before, "served": after}, "metric": task.monitor}
+        found["metric_change"] = after[task.monitor] - before[task.monitor]
+        found |= {
+            "k_bit": noise,
+            "tolerances": self.recipe.export.tolerances.model_dump(),
+            "effect_kl": noise["effect_kl"],
+        }
+        found["wrong"] = certificate.judge(
+            found, self.recipe.export.tolerances, noise["effect_kl"], engine.dtype == "float32"
+        )
+        if noise["kl"] > noise["bound"]:
+            found["wrong"].append(
+                f"the k-bit model as evaluated is {noise['kl']:.2e} (KL) from its own float32 weights, above {noise['bound']:.2e}"
+            )
+        found["verdict"] = "failed" if found["wrong"] else "passed"
+        return _plain(found)
+
+    def _noise(self, rows: Rows, serving: Serving) -> dict[str, Any]:
+        """How far the model as it was evaluated is from its float32 weights, beside the adapter's own effect.
+
+        The bound is the larger of 1% of that effect and three times what the batch size alone changes.
+        """
+        few = replace(rows, contexts=rows.contexts[:NOISE_CONTEXTS], items=rows.items[:NOISE_ITEMS])
+        exact = self.reference("dequantized")
+        tuned = open_adapter(self.recipe, self.folder.adapter)
+
+        def scores(model: Tuned, chunk_tokens: int = 16384) -> np.ndarray:
+            encoder = partial(encode, model.model, model.tokenizer, chunk_tokens=chunk_tokens)
+            return certificate.scores_by(few, encoder)
+
+        expected, evaluated, one_by_one = scores(exact), scores(tuned), scores(tuned, chunk_tokens=1)
+        with tuned.attached.disabled():
+            base = scores(tuned)
+        kl = partial(certificate.kl_divergence, temperature=serving.temperature)
+        effect, batch = kl(evaluated, base), kl(evaluated, one_by_one)
+        return {
+            "kl": kl(expected, evaluated),
+            "largest_score_difference": float(np.abs(expected - evaluated).max()),
+            "effect_kl": effect,
+            "effect_largest_score_difference": float(np.abs(evaluated - base).max()),
+            "batch_kl": batch,
+            "bound": max(0.01 * effect, 3 * batch, 1e-9),
+        }
+
+
+def _remembering(encode: Encode) -> Encode:
+    """The same function, computing each text once."""
+    known: dict[Any, np.ndarray] = {}
+
+    def remembering(texts: Sequence[Any]) -> np.ndarray:
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        known.update(zip(new, encode(new), strict=True) if new else ())
+        return np.stack([known[text] for text in texts]) if len(texts) else np.zeros((0, 0), np.float32)
+
+    return remembering
+
+
+def _served(engine: Engine, serving: Serving, texts: Any) -> np.ndarray:
+    """The engine's outputs for texts of any length: (body, tail) texts are cut as recft cuts them."""
+    return engine.encode(cut(engine.tokenizer, texts, serving.max_tokens))
+
+
+def certify(
+    engine: Engine, rows: Rows, serving: Serving, tokenizer: Any, tolerances: Tolerances, effect_kl: float
+) -> dict[str, Any]:
+    """The distances between the engine's scores and the rows' reference, and a verdict on them."""
+    plain = partial(_served, engine, serving)
+    encoder = _remembering(plain)
+    reference, served = certificate.reference_scores(rows), certificate.scores_by(rows, encoder)
+    found: dict[str, Any] = {"engine": engine.name, "version": engine.version, "dtype": engine.dtype}
+    found |= certificate.compare(reference, served, serving.temperature)
+    together = encoder(rows.contexts)
+    # Texts of other lengths beside it must not change a row: each of a few is passed alone.
+    alone = [np.abs(plain([text])[0] - together[row]).max() for row, text in enumerate(rows.contexts[:8])]
+    found["batch_change"] = float(max(alone, default=0.0))
+    texts = cut(tokenizer, [*rows.contexts], serving.max_tokens)
+    ours, theirs = (tokenize(t, texts, serving.max_tokens) for t in (tokenizer, engine.tokenizer))
+    found["tokenization_differs"] = sum(a["input_ids"] != b["input_ids"] for a, b in zip(ours, theirs, strict=True))
+    found["worst_rows"] = certificate.worst_rows(rows, reference, served)
+    found["wrong"] = certificate.judge(found, tolerances, effect_kl, engine.dtype == "float32")
+    found["verdict"] = "failed" if found["wrong"] else "passed"
+    return _plain(found)
+
+
+def _few(exam: Exam, most: int) -> Exam:
+    """The exam on at most so many records, spread over the split."""
+    records = exam.records
+    if len(records) <= most:
+        return exam
+    chosen = np.linspace(0, len(records) - 1, most).round().astype(int)
+    spans = [np.arange(records.offsets[row], records.offsets[row + 1]) for row in chosen]
+    pairs = np.concatenate(spans)
+    part = replace(
+        records,
+        keys=[records.keys[row] for row in chosen],
+        queries=None if records.queries is None else [records.queries[row] for row in chosen],
+        users=None if records.users is None else records.users[chosen],
+        starts=None if records.starts is None else records.starts[chosen],
+        cuts=None if records.cuts is None else records.cuts[chosen],
+        times=None if records.times is None else records.times[chosen],
+        offsets=np.cumsum([0, *(len(span) for span in spans)]),
+        items=records.items[pairs],
+        grades=records.grades[pairs],
+    )
+    return replace(exam, records=part)
+
+
+def _rows(exam: Exam, encoder: Callable[[Any], np.ndarray], reference: Tuned) -> Rows:
+    """The certificate's rows: contexts, and of rankings the items that matter to them and some others."""
+    numbers = np.arange(len(exam.records))
+    limit = reference.model.serving.max_tokens
+    if exam.task.output == "labels":
+        texts = cut(reference.tokenizer, exam.task.pairs(exam.config, exam.records, numbers, exam.items), limit)
+        texts = list(dict.fromkeys(texts))[: len(exam.records)]
+        return Rows(texts, [], encoder(texts), np.zeros((0, 0), np.float32))
+    contexts = list(dict.fromkeys(exam.task.contexts(exam.config, exam.records, numbers, exam.items)))
+    wanted = np.unique(exam.records.items)[:MOST_ITEMS]
+    others = np.linspace(0, len(exam.items) - 1, max(0, min(MOST_ITEMS - len(wanted), len(exam.items)))).astype(int)
+    chosen = np.unique(np.concatenate([wanted, others]))
+    items = list(dict.fromkeys(exam.task.candidates(exam.config, [exam.items[item] for item in chosen])))
+    return Rows(contexts, items, encoder(contexts), encoder(items))
+
+
+def _write_items(path: Path, store: Store) -> None:
+    """The catalogue, so that an export can rank it with nothing else."""
+    with atomic_file(path) as draft:
+        pl.DataFrame({"id": store.item_ids, "text": store.item_texts, "title": store.item_titles}).write_parquet(draft)
+
+
+def _plain(found: dict[str, Any]) -> dict[str, Any]:
+    """The same with NaN as null, for JSON."""
+    return {
+        key: _plain(value)
+        if isinstance(value, dict)
+        else None
+        if isinstance(value, float) and value != value
+        else value
+        for key, value in found.items()
+    }
