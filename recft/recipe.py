@@ -176,6 +176,9 @@ class TuneSettings(Settings):
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     dropout: Share = 0.0
     average: Share = Field(default=0.0, description="decay of a running average of the adapter, served in its place")
+    interpolate: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="how far the served adapter goes from its start to where tuning has brought it"
+    )
     gradient_checkpointing: bool = False
     early_stopping: EarlyStopping = EarlyStopping()
     eval_every_steps: Positive | None = Field(default=None, description="once an epoch where absent")

@@ -1,15 +1,23 @@
-"""Tiny bases that any test may load from disk: a BERT and a Llama with tokenizers of their own."""
+"""What any test may use: a tiny BERT and a tiny Llama with tokenizers of their own, a toy shop, recipes on them."""
 
 from __future__ import annotations
 
+import csv
+import json
+import random
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from recft.recipe import Recipe
+
+ToyRecipe = Callable[..., "Recipe"]
 
 # An example that took long says that the machine was busy, not that the code is wrong.
 settings.register_profile("recft", deadline=None)
@@ -118,3 +126,98 @@ def _byte_pairs() -> Tokenizer:
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 0)]
     )
     return tokenizer
+
+
+@pytest.fixture(scope="session")
+def toy_shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small shop: `items.jsonl` (40), `queries.csv` (24 graded queries), `log.csv` (30 users).
+
+    Titles are English, Chinese, full-width and emoji; two items have the same text. Users buy again, and most buy
+    items next to each other in the catalogue, so that there is something to learn.
+    """
+    folder = tmp_path_factory.mktemp("toy-shop")
+    draw = random.Random(0)
+    titles = _titles()
+    with (folder / "items.jsonl").open("w", encoding="utf-8") as file:
+        for number, title in enumerate(titles):
+            row = {"sku": f"i{number}", "title": title, "brand": "ＡＣＭＥ" if number % 3 else "oak"}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    with (folder / "queries.csv").open("w", encoding="utf-8", newline="") as file:
+        judgements = csv.writer(file)
+        judgements.writerow(["query", "item", "grade"])
+        for number in range(24):
+            best = number * 5 % 38
+            others = draw.sample([item for item in range(40) if abs(item - best) > 1], 4)
+            rows = [(best, 3), (best + 1, 1), *((item, 0) for item in others)]
+            judgements.writerows([f"{titles[best]} {number}", f"i{item}", grade] for item, grade in rows)
+    with (folder / "log.csv").open("w", encoding="utf-8", newline="") as file:
+        log = csv.writer(file)
+        log.writerow(["user", "item", "time", "rating"])
+        for user in range(30):
+            item = draw.randrange(40)
+            for event in range(draw.randint(6, 10)):
+                day = user % 7 + event * 3
+                log.writerow([f"u{user}", f"i{item}", f"2024-01-01 {day % 24:02d}:{day:02d}:00", draw.randint(1, 5)])
+                item = draw.choice([item, (item + 1) % 40, (item + 1) % 40, draw.randrange(40)])
+    return folder
+
+
+def _titles() -> list[str]:
+    """40 titles; the last two are equal."""
+    colours, things = ("red", "black", "黑色", "ＯＡＫ", "🎒"), ("chair", "desk", "lamp", "打印机 墨盒", "数据线", "paper", "cable", "椅子")
+    titles = [f"{colours[number % 5]} {things[number % 8]} {number // 8}" for number in range(39)]
+    return [*titles, titles[-1]]
+
+
+@pytest.fixture
+def toy_recipe(toy_shop: Path, tiny_bert: Path, tiny_llama: Path) -> ToyRecipe:
+    """`toy_recipe(task, kind, method, quantization, **sections)`: a recipe of four steps on the toy shop.
+
+    `task` and `method` are names or mappings; further keywords are laid over the recipe's sections.
+    """
+    from recft.recipe import Recipe
+
+    bases = {"encoder": tiny_bert, "causal": tiny_llama}
+    judged = {"path": "queries.csv", "query": "query", "item": "item", "grade": "grade"}
+    log = {"path": "log.csv", "user": "user", "item": "item", "time": "time", "rating": "rating"}
+
+    def make(
+        task: str | dict[str, Any] = "retrieval",
+        kind: str = "encoder",
+        method: str | dict[str, Any] = "lora",
+        quantization: str = "none",
+        **sections: dict[str, Any],
+    ) -> Recipe:
+        name = task if isinstance(task, str) else task["name"]
+        data: dict[str, Any] = {"items": {"path": "items.jsonl", "id": "sku", "text": ["brand", "title"], "title": "title"}}
+        if name == "retrieval":
+            data |= {"queries": judged, "split": {"by": "query", "valid": 0.2, "test": 0.2}}
+        else:
+            data |= {"interactions": log, "split": {"by": "leave_one_out"}}
+        if name == "purchase":
+            data["labels"] = {"at_least": 3}
+        raw: dict[str, Any] = {
+            "name": "toy",
+            "task": task,
+            "data": data,
+            "model": {"base": str(bases[kind]), "quantization": quantization, "compute_dtype": "float32"},
+            "method": method,
+            "tune": {
+                "max_steps": 4,
+                "epochs": 100,
+                "batch_size": 4,
+                "learning_rate": 1e-2,
+                "max_tokens": 32,
+                "dropout": 0.1,
+                "checkpoint_every_steps": 1,
+                "eval_every_steps": 2,
+                "log_every_steps": 1,
+            },
+            "eval": {"bootstrap": 100},
+            "export": {"rows": 8},
+        }
+        for section, settings_ in sections.items():
+            raw[section] = {**raw[section], **settings_} if isinstance(raw.get(section), dict) else settings_
+        return Recipe.from_mapping(raw, folder=toy_shop)
+
+    return make

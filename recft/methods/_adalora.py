@@ -54,17 +54,20 @@ class AdaLoraAdapter:
         """Watches gradients, switches directions off when it is time, and keeps them off in the end."""
         if self.schedule is None:
             return
-        if step <= self.schedule.last:
-            self.importance.observe(self.parameters())
-        if self.schedule.due(step):
+        last = self.schedule.last
+        if step > last and not self.importance.mean:
+            self._switch_off()
+            return
+        self.importance.observe(self.parameters())
+        # A step that was skipped (an overflow) may have been the last allocation: the next one makes up for it.
+        if self.schedule.due(step) or step > last:
             scores = {
                 name: self.importance.scores(*(f"{name}.{kind}.{ADAPTER}" for kind in ("lora_E", "lora_A", "lora_B")))
                 for name in self.layers
             }
             self.kept = kept_by_score(scores, self.schedule.budget(step))
-        if self.schedule.due(step) or step > self.schedule.last:
             self._switch_off()
-        if step == self.schedule.last:
+        if step >= last:
             self.importance.mean.clear()
             self.importance.spread.clear()
 

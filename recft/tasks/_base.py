@@ -57,8 +57,18 @@ class Task(Protocol):
     ) -> Batch:
         """The batch of the records `rows`; `items` are the catalogue's texts by item number."""
 
-    def loss(self, config: Any, outputs: Tensor, batch: Batch) -> Tensor:
-        """The mean loss of a batch. outputs: (N, K), float32. A scalar comes back."""
+    def needs_base(self, config: Any) -> bool:
+        """Whether the loss compares with the untuned base (an anchor, a preference's reference)."""
+
+    def loss(self, config: Any, outputs: Tensor, batch: Batch, base: Tensor | None = None) -> Tensor:
+        """The mean loss of a batch, a scalar.
+
+        Args:
+            config: the task's settings.
+            outputs: (N, K), float32, of the batch's texts.
+            batch: what `batch` gave.
+            base: (N, K), the same of the untuned base, where `needs_base` says so.
+        """
 
     def contexts(self, config: Any, records: Records, rows: np.ndarray, items: Sequence[str]) -> list[Text]:
         """The text of each record on its own: a query, a history (ranking tasks)."""

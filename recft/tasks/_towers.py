@@ -28,6 +28,9 @@ class TowerSettings(TaskSettings):
     in_batch: Annotated[float, Field(ge=0)] = Field(
         default=1.0, description="weight of other examples' items as negatives; 0 leaves them out"
     )
+    anchor: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="weight of staying near the untuned base's scores, for small data"
+    )
     random_negatives: Annotated[int, Field(ge=0)] = Field(
         default=0, description="items drawn from the catalogue for each batch, negatives for all of it"
     )
@@ -86,50 +89,51 @@ def tower_batch(
 
 
 def contrastive_loss(
-    outputs: Tensor,
-    batch: Batch,
-    temperature: float,
-    in_batch: float,
-    sharpness: float | None = None,
-    correction: np.ndarray | None = None,
+    outputs: Tensor, batch: Batch, config: TowerSettings, base: Tensor | None, correction: np.ndarray | None = None
 ) -> Tensor:
-    """The listwise cross-entropy between grades and scores, mean over examples.
+    """The mean over examples of how badly their positives stand above what is worse.
 
-    Each example's targets are a distribution over the items it grades: in proportion to the grade, or, with a
-    `sharpness` s, softmax(s · grade), which also teaches an example whose grades are all equal (ListNet, Cao et al.
-    2007). The model's distribution runs over the graded items and, with weight `in_batch`, over the other items of
-    the batch that are not blocked.
+    Every positive p of an example is set against all that is worse for it: the example's items of a lower grade and,
+    with weight `in_batch`, the batch's other items that are not blocked. Positives never compete with each other:
+
+        loss(p) = -log( e^s(p) / (e^s(p) + sum of e^s(j) over j worse than p) )
+
+    weighted by grade within the example. With one positive this is InfoNCE (van den Oord et al. 2018). `anchor`
+    adds the mean squared distance to the base's own scores: few examples then bend it only where they must.
 
     Args:
         outputs: (N, D): the contexts' vectors, then the columns'.
         batch: from `tower_batch`.
-        temperature: divides the scores.
-        in_batch: weight of the batch's other items inside the softmax; 0 leaves them out.
-        sharpness: see above.
+        config: temperature, in_batch, anchor.
+        base: (N, D), the untuned base's vectors, where there is an anchor.
         correction: (C,), taken from every column's score: log of how likely the column is in a batch.
     """
     import torch
 
     grades = torch.as_tensor(batch.arrays["grades"], device=outputs.device)  # (B, C)
-    blocked = torch.as_tensor(batch.arrays["blocked"], device=outputs.device)
-    columns = outputs[outputs.shape[0] - grades.shape[1] :]
-    contexts = outputs[torch.as_tensor(batch.arrays["query"], device=outputs.device)]
-    scores = contexts @ columns.T / temperature  # (B, C)
+    cosines = _scores(outputs, batch)  # (B, C)
+    scores = cosines / config.temperature
     if correction is not None:
         scores = scores - torch.as_tensor(correction, device=outputs.device)
     judged = ~torch.isnan(grades)
-    if in_batch > 0:
-        weight = torch.where(judged, 0.0, float(np.log(in_batch))).to(scores)
-        allowed = judged | ~blocked
-    else:
-        weight, allowed = torch.zeros_like(scores), judged
-    log_model = torch.log_softmax((scores + weight).masked_fill(~allowed, -torch.inf), dim=1)
-    if sharpness is None:
-        gains = torch.nan_to_num(grades).clamp(min=0)
-    else:
-        gains = torch.softmax((sharpness * grades).masked_fill(~judged, -torch.inf), dim=1)
-    total = gains.sum(dim=1, keepdim=True)
-    target = gains / total.clamp(min=torch.finfo(gains.dtype).tiny)
-    losses = -(target * log_model.masked_fill(~judged, 0.0)).sum(dim=1)  # (B,)
-    # An example without a positive grade teaches nothing under proportional targets; it still counts as one.
-    return losses.mean()
+    blocked = torch.as_tensor(batch.arrays["blocked"], device=outputs.device)
+    others = ~judged & ~blocked if config.in_batch > 0 else torch.zeros_like(judged)
+    weighted = torch.where(others, scores + float(np.log(config.in_batch or 1.0)), scores)
+    rows, columns = torch.nonzero(torch.nan_to_num(grades) > 0, as_tuple=True)  # (P,) each
+    grade = grades[rows, columns]
+    worse = others[rows] | (judged[rows] & (torch.nan_to_num(grades)[rows] < grade[:, None]))  # (P, C)
+    own = scores[rows, columns]
+    against = torch.logsumexp(weighted[rows].masked_fill(~worse, -torch.inf), dim=1)  # -inf where nothing is worse
+    share = grade / torch.zeros(len(grades), device=grade.device).index_add_(0, rows, grade)[rows]
+    loss = (share * torch.nn.functional.softplus(against - own)).sum() / len(grades)
+    if base is not None and config.anchor > 0:
+        loss = loss + config.anchor * ((cosines - _scores(base, batch)) / config.temperature).square().mean()
+    return loss
+
+
+def _scores(outputs: Tensor, batch: Batch) -> Tensor:
+    """Every context with every column, (B, C)."""
+    import torch
+
+    columns = outputs[outputs.shape[0] - batch.arrays["grades"].shape[1] :]
+    return outputs[torch.as_tensor(batch.arrays["query"], device=outputs.device)] @ columns.T

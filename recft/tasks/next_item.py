@@ -65,10 +65,13 @@ class NextItem:
         correction = _log_popularity(records, batch, len(items))
         return Batch(batch.texts, {**batch.arrays, "correction": correction}, len(rows))
 
-    def loss(self, config: Config, outputs: Tensor, batch: Batch) -> Tensor:
+    def needs_base(self, config: Config) -> bool:
+        """Whether the loss has an anchor."""
+        return config.anchor > 0
+
+    def loss(self, config: Config, outputs: Tensor, batch: Batch, base: Tensor | None = None) -> Tensor:
         """See `contrastive_loss`."""
-        correction = batch.arrays.get("correction")
-        return contrastive_loss(outputs, batch, config.temperature, config.in_batch, correction=correction)
+        return contrastive_loss(outputs, batch, config, base, batch.arrays.get("correction"))
 
     def contexts(self, config: Config, records: Records, rows: np.ndarray, items: Sequence[str]) -> list[Text]:
         """The histories."""

@@ -84,7 +84,11 @@ class Purchase:
         history = history_text(records, row, items, config.history_items, config.liked_from)
         return config.before + history, config.between + items[records.items[pair]] + config.after
 
-    def loss(self, config: Config, outputs: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002
+    def needs_base(self, config: Config) -> bool:  # noqa: ARG002
+        """No."""
+        return False
+
+    def loss(self, config: Config, outputs: Tensor, batch: Batch, base: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The mean cross-entropy over pairs. outputs: (N, 2) logits of yes and no, or (N, 1) of a head."""
         import torch
 

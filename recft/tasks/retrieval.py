@@ -1,9 +1,9 @@
 """Query -> product, two towers.
 
-score(q, d) = <f(q), f(d)>, both of length 1; the loss is a listwise softmax cross-entropy over the query's judged
-products and the other products of the batch (van den Oord et al. 2018 with graded targets, Cao et al. 2007).
-We depart from the usual in-batch loss in that a product never counts as a negative for a query that has it, or a
-product of the same text, among its positives, and that grades weigh the positives.
+score(q, d) = <f(q), f(d)>, both of length 1; each positive is set against the query's products of a lower grade and
+the other products of the batch (InfoNCE, van den Oord et al. 2018). We depart from the usual in-batch loss in that
+positives do not compete with each other, grades weigh them, and a product never counts as a negative for a query that
+has it, or a product of the same text, among its positives.
 """
 
 from __future__ import annotations
@@ -32,9 +32,6 @@ class Config(TowerSettings):
     name: Literal["retrieval"] = "retrieval"
     judged_per_query: Annotated[int, Field(ge=2)] = Field(
         default=32, description="at most so many judged products of a query are drawn for a batch"
-    )
-    sharpness: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="targets are softmax(sharpness · grade); in proportion to the grade where absent"
     )
 
 
@@ -72,9 +69,13 @@ class Retrieval:
         assert records.queries is not None  # noqa: S101  # prepare has seen to it: the task's table is `queries`
         return Column(records.queries[row], grades, frozenset(positives[records.keys[row]]))
 
-    def loss(self, config: Config, outputs: Tensor, batch: Batch) -> Tensor:
+    def needs_base(self, config: Config) -> bool:
+        """Whether the loss has an anchor."""
+        return config.anchor > 0
+
+    def loss(self, config: Config, outputs: Tensor, batch: Batch, base: Tensor | None = None) -> Tensor:
         """See `contrastive_loss`."""
-        return contrastive_loss(outputs, batch, config.temperature, config.in_batch, config.sharpness)
+        return contrastive_loss(outputs, batch, config, base)
 
     def contexts(self, config: Config, records: Records, rows: np.ndarray, items: Sequence[str]) -> list[Text]:  # noqa: ARG002
         """The queries."""

@@ -20,9 +20,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from recft.errors import TuneError, problem
+from recft.models.text_model import encode
 from recft.recipe import TuneSettings
 from recft.run import Listener, RunFolder, silent
-from recft.tasks._base import Batch
+from recft.tasks._base import Batch, Text
 from recft.training import checkpoint, memory, optimizer
 from recft.training.assemble import Tuned
 from recft.training.checkpoint import Progress
@@ -34,6 +35,7 @@ from recft.training.track import Track
 __all__ = ["Evaluation", "Job", "fit", "total_steps"]
 
 FIRST_LOSS_SCALE = 2.0**14
+MOST_BASE_OUTPUTS = 200_000
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Job:
         parameters: what trains, by name.
         n_examples: examples of an epoch.
         batch: example numbers and a generator -> a batch.
-        loss: outputs (N, K) and their batch -> the mean loss.
+        loss: outputs (N, K), their batch, the untuned base's outputs or None -> the mean loss.
+        needs_base: whether the loss wants the untuned base's outputs.
         settings: the optimization.
         seed: of order, draws and dropout.
         accelerator: the processes and the device.
@@ -78,11 +81,12 @@ class Job:
     parameters: Mapping[str, nn.Parameter]
     n_examples: int
     batch: Callable[[np.ndarray, np.random.Generator], Batch]
-    loss: Callable[[Tensor, Batch], Tensor]
+    loss: Callable[[Tensor, Batch, Tensor | None], Tensor]
     settings: TuneSettings
     seed: int
     accelerator: Accelerator
     own: bool = True
+    needs_base: bool = False
     evaluation: Evaluation | None = None
     folder: RunFolder | None = None
     fingerprint: str = ""
@@ -157,6 +161,8 @@ class _Loop:
         )
         decay = job.settings.average
         self.average = {name: tensor.detach().clone() for name, tensor in job.parameters.items()} if decay else {}
+        self.start = {name: tensor.detach().clone() for name, tensor in job.parameters.items()} if self._bends else {}
+        self.base_outputs: dict[Text, np.ndarray] = {}
         self.track = Track(job.folder if job.is_main else None, job.listen if job.is_main else silent, self.total)
         self.checked = False
 
@@ -202,9 +208,12 @@ class _Loop:
             seed=(job.seed * 1_000_003 + step) * 65_537 % 2**62,
             loss_scale=self.progress.loss_scale,
         )
+        base = self._base_outputs(batch) if job.needs_base else None
         while True:
             try:
-                sums = gradients(work, batch.texts, lambda outputs: job.loss(outputs, batch), self.progress.micro_batch)
+                sums = gradients(
+                    work, batch.texts, lambda outputs: job.loss(outputs, batch, base), self.progress.micro_batch
+                )
                 break
             except (RuntimeError, MemoryError) as error:
                 if not memory.is_out_of_memory(error):
@@ -213,6 +222,20 @@ class _Loop:
             self._halve(len(batch.texts), message)
         self._sum_over_ranks()
         return sums
+
+    def _base_outputs(self, batch: Batch) -> Tensor:
+        """The untuned base's outputs for a batch, (N, K); each text is computed once a run while there is room."""
+        tuned = self.job.tuned
+        new = [text for text in batch.texts if text not in self.base_outputs]
+        if len(self.base_outputs) + len(new) > MOST_BASE_OUTPUTS:
+            self.base_outputs.clear()
+            new = list(batch.texts)
+        if new:
+            tuned.model.eval()
+            with tuned.as_base():
+                self.base_outputs.update(zip(new, encode(tuned.model, tuned.tokenizer, new), strict=True))
+            tuned.model.train()
+        return torch.as_tensor(np.stack([self.base_outputs[text] for text in batch.texts]), device=self.device)
 
     def _halve(self, n_texts: int, message: str) -> None:
         # Outside the except block: the traceback would keep the failed pass's tensors alive.
@@ -277,7 +300,11 @@ class _Loop:
             )
         return True
 
-    # -- the running average --------------------------------------------------------------------------------------
+    # -- what is served ---------------------------------------------------------------------------------------------
+
+    @property
+    def _bends(self) -> bool:
+        return self.job.own and self.job.settings.interpolate < 1
 
     def _update_average(self) -> None:
         if not self.average:
@@ -288,18 +315,28 @@ class _Loop:
             for name, parameter in self.job.parameters.items():
                 self.average[name].lerp_(parameter, 1 - decay)
 
+    def _served_values(self) -> dict[str, Tensor]:
+        """What is served in the parameters' place: their running average, drawn back towards the start."""
+        values = {name: self.average.get(name, parameter) for name, parameter in self.job.parameters.items()}
+        share = self.job.settings.interpolate
+        if self._bends:
+            values = {name: torch.lerp(self.start[name], value, share) for name, value in values.items()}
+        return {name: value.detach().clone() for name, value in values.items()}
+
     @contextlib.contextmanager
     def _served(self) -> Iterator[None]:
-        """Within it the parameters are those that are served: the running average where there is one."""
-        kept = {name: self.job.parameters[name].detach().clone() for name in self.average}
+        """Within it the parameters are those that are served."""
+        kept = {name: parameter.detach().clone() for name, parameter in self.job.parameters.items()}
+        self._put(self._served_values())
+        try:
+            yield
+        finally:
+            self._put(kept)
+
+    def _put(self, values: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
-            for name, value in self.average.items():
+            for name, value in values.items():
                 self.job.parameters[name].copy_(value)
-            try:
-                yield
-            finally:
-                for name, value in kept.items():
-                    self.job.parameters[name].copy_(value)
 
     # -- after a step -----------------------------------------------------------------------------------------------
 
@@ -371,8 +408,6 @@ class _Loop:
         self.track.cut_back(self.progress.step)
 
     def finish(self) -> None:
-        """Keeps the last state where nothing was judged, and closes the logs."""
+        """Leaves in the parameters what is served, and closes the logs."""
         self.track.close()
-        for name, value in self.average.items():
-            with torch.no_grad():
-                self.job.parameters[name].copy_(value)
+        self._put(self._served_values())

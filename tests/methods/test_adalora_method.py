@@ -148,6 +148,15 @@ def test_a_resume_is_bitwise(stop: int, quantization: str) -> None:
     assert all(torch.equal(tensor, resumed.tensors()[name]) for name, tensor in adapter.tensors().items())
 
 
+def test_the_last_allocation_is_made_up_for_where_its_step_was_skipped() -> None:
+    model, adapter = start()
+    optimizer = optimizer_of(adapter)
+    last = adapter.schedule.last
+    train(model, adapter, optimizer, range(last))
+    train(model, adapter, optimizer, range(last + 1, STEPS))
+    assert n_on(adapter) == 4 * len(adapter.parameters()) // 3
+
+
 def test_saving_between_two_allocations_keeps_what_came_back() -> None:
     model, adapter = start(every_steps=4)
     train(model, adapter, optimizer_of(adapter), range(8))

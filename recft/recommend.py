@@ -1,0 +1,279 @@
+"""`recommend`: a ranked list for one query, history or user, or many, from a run or from an export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from recft import registry
+from recft.data.store import Records, Store
+from recft.errors import DataError, RecipeError, problem
+from recft.evaluate import open_run
+from recft.export import DESCRIPTION, ITEMS
+from recft.models.text_model import Serving, cut, encode
+from recft.recipe import TaskSettings
+from recft.run import Listener, atomic_file, silent
+from recft.tasks._base import Task, Text
+from recft.training.assemble import check, open_adapter
+from recft.verify import open_export
+
+__all__ = ["recommend", "recommend_file"]
+
+BLOCK_ROWS = 256
+
+
+@dataclass(frozen=True)
+class _Ranker:
+    """What ranks: a catalogue, a task, and a function of texts."""
+
+    task: Task
+    config: TaskSettings
+    ids: Sequence[str]
+    texts: Sequence[str]
+    titles: Sequence[str]
+    encode: Callable[[Sequence[Text]], np.ndarray]
+    store: Store | None
+
+    def records(self, wanted: Sequence[tuple[str, Any]]) -> Records:
+        """The contexts as records: ("query", text), ("history", item ids) or ("user", id)."""
+        queries, histories = [], []
+        for kind, value in wanted:
+            self._fits(kind)
+            queries.append(str(value) if kind == "query" else "")
+            histories.append([] if kind == "query" else self._bought(value) if kind == "user" else self._items(value))
+        bounds = np.cumsum([0, *(len(history) for history in histories)]).astype(np.int64)
+        nothing = np.zeros(0, np.int32)
+        log = np.concatenate([nothing, *(np.array(history, np.int32) for history in histories)])
+        return Records(
+            keys=[str(value) for _, value in wanted],
+            queries=queries if self.task.table == "queries" else None,
+            users=None,
+            starts=bounds[:-1],
+            cuts=bounds[1:],
+            times=None,
+            offsets=np.zeros(len(wanted) + 1, np.int64),
+            items=nothing,
+            grades=np.zeros(0, np.float32),
+            log_items=log,
+        )
+
+    def _fits(self, kind: str) -> None:
+        expected = "query" if self.task.table == "queries" else "history or user"
+        if kind not in expected.split(" or "):
+            raise RecipeError(
+                problem(
+                    f"--{kind}",
+                    f"this model ranks for a {expected}",
+                    f"its task is {self.config.name}",
+                    f"give --{expected.split()[0]}",
+                )
+            )
+
+    def _items(self, ids: Sequence[str]) -> list[int]:
+        place = {name: number for number, name in enumerate(self.ids)}
+        unknown = [name for name in ids if name not in place]
+        if unknown or not ids:
+            shown = repr(unknown[0]) if unknown else "an empty list"
+            raise DataError(
+                problem(
+                    "--history", f"{shown} is no item of the catalogue", "item ids as in data.items", "correct the id"
+                )
+            )
+        return [place[name] for name in ids]
+
+    def _bought(self, user: str) -> list[int]:
+        if self.store is None or self.store.log is None:
+            raise DataError(
+                problem(
+                    "--user",
+                    "an export holds no users",
+                    "an export holds the catalogue alone",
+                    "give --history, or the run folder",
+                )
+            )
+        if user not in self.store.user_ids:
+            raise DataError(
+                problem(
+                    "--user", f"{user!r} is no user of the data", "a user id as in data.interactions", "correct the id"
+                )
+            )
+        log = self.store.log
+        mine = log.users == self.store.user_ids.index(user)
+        return [int(item) for item in log.items[mine]]
+
+    def rank(
+        self, wanted: Sequence[tuple[str, Any]], top: int, listen: Listener
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The first `top` item numbers and their scores, for each context."""
+        records = self.records(wanted)
+        rows = np.arange(len(wanted))
+        depth = min(top, len(self.ids))
+        if self.task.output == "labels":
+            return [self._rank_pairs(records, int(row), depth) for row in rows]
+        listen("stage", {"name": f"reading {len(self.texts):,} items"})
+        catalogue = self.encode(self.task.candidates(self.config, self.texts))
+        found = []
+        for start in range(0, len(rows), BLOCK_ROWS):
+            part = rows[start : start + BLOCK_ROWS]
+            scores = self.encode(self.task.contexts(self.config, records, part, self.texts)) @ catalogue.T
+            found += [_first(row, depth) for row in scores]
+            listen("progress", {"name": "ranking", "done": start + len(part), "total": len(rows), "unit": "lists"})
+        return found
+
+    def _rank_pairs(self, records: Records, row: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        """Every item of the catalogue as a candidate of one context."""
+        every = Records(
+            keys=[records.keys[row]],
+            queries=None,
+            users=None,
+            starts=records.starts[row : row + 1] if records.starts is not None else None,
+            cuts=records.cuts[row : row + 1] if records.cuts is not None else None,
+            times=None,
+            offsets=np.array([0, len(self.ids)], np.int64),
+            items=np.arange(len(self.ids), dtype=np.int32),
+            grades=np.zeros(len(self.ids), np.float32),
+            log_items=records.log_items,
+        )
+        outputs = self.encode(self.task.pairs(self.config, every, np.zeros(1, int), self.texts))
+        return _first(self.task.scores(outputs), depth)
+
+
+def _first(scores: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.lexsort((np.arange(len(scores)), -scores))[:depth]
+    return order, scores[order]
+
+
+def _open(source: Path) -> _Ranker:
+    """A ranker from a run folder or an exported one."""
+    if (source / DESCRIPTION).is_file():
+        return _open_export(source)
+    folder, recipe, store = open_run(source)
+    check(recipe)
+    tuned = open_adapter(recipe, folder.adapter)
+    encoder = partial(encode, tuned.model, tuned.tokenizer, chunk_tokens=recipe.eval.batch_tokens)
+    task = registry.load("recft.tasks", recipe.task.name)
+    return _Ranker(task, recipe.task, store.item_ids, store.item_texts, store.item_titles, encoder, store)
+
+
+def _open_export(folder: Path) -> _Ranker:
+    description = open_export(folder)
+    task = registry.load("recft.tasks", description["task"]["name"])
+    serving = Serving.from_json(description["serving"])
+    engine = registry.load("recft.exports", description["target"]).open(folder, serving)
+    items = pl.read_parquet(folder / ITEMS)
+    return _Ranker(
+        task,
+        task.Config.model_validate(description["task"]),
+        items["id"].to_list(),
+        items["text"].to_list(),
+        items["title"].to_list(),
+        lambda texts: engine.encode(cut(engine.tokenizer, texts, serving.max_tokens)),
+        None,
+    )
+
+
+def recommend(
+    source: Path | str,
+    query: str | None = None,
+    history: Sequence[str] | None = None,
+    user: str | None = None,
+    top: int = 10,
+    listen: Listener = silent,
+) -> list[dict[str, Any]]:
+    """The ranked list for one query, history or user: rank, item, score, title.
+
+    Args:
+        source: a run folder, or an exported one.
+        query: what a customer types.
+        history: item ids, oldest first.
+        user: a user of the run's data, with all events of the log.
+        top: how many places.
+        listen: hears of stages.
+
+    Raises:
+        RecipeError: not exactly one of the three, or one that the task does not read.
+        DataError: an unknown item or user.
+    """
+    given = [
+        (kind, value) for kind, value in (("query", query), ("history", history), ("user", user)) if value is not None
+    ]
+    if len(given) != 1:
+        raise RecipeError(
+            problem("recommend", f"{len(given)} of query, history and user are given", "exactly one", "give one")
+        )
+    ranker = _open(Path(source))
+    items, scores = ranker.rank(given, top, listen)[0]
+    return [
+        {"rank": place, "item": ranker.ids[item], "score": float(score), "title": ranker.titles[item]}
+        for place, (item, score) in enumerate(zip(items, scores, strict=True), start=1)
+    ]
+
+
+def recommend_file(
+    source: Path | str, table: Path | str, out: Path | str, top: int = 10, listen: Listener = silent
+) -> dict[str, Any]:
+    """Ranks for every row of a table and writes the lists; how many rows, and where, comes back.
+
+    Args:
+        source: a run folder, or an exported one.
+        table: CSV, JSONL or Parquet with one of the columns query, history (ids by comma) and user.
+        out: Parquet with the table's column and lists `items` and `scores`.
+        top: how many places.
+        listen: hears of stages and progress.
+
+    Raises:
+        DataError: the table cannot be read or has none of the columns.
+    """
+    table, out = Path(table), Path(out)
+    frame = _read(table)
+    kind = next((name for name in ("query", "history", "user") if name in frame.columns), None)
+    if kind is None:
+        raise DataError(
+            problem(
+                str(table),
+                f"has the columns {', '.join(frame.columns)}",
+                "one of query, history, user",
+                "rename the column",
+            )
+        )
+    values = frame[kind].cast(pl.String).fill_null("").to_list()
+    empty = next((row for row, value in enumerate(values, start=1) if not value.strip()), None)
+    if empty is not None:
+        raise DataError(
+            problem(f"{table}: row {empty}", f"an empty {kind}", "every row has one", "fill or remove the row")
+        )
+    wanted = [(kind, [part.strip() for part in value.split(",")] if kind == "history" else value) for value in values]
+    ranker = _open(Path(source))
+    found = ranker.rank(wanted, top, listen)
+    with atomic_file(out) as draft:
+        pl.DataFrame(
+            {
+                kind: values,
+                "items": [[ranker.ids[item] for item in items] for items, _ in found],
+                "scores": [scores.astype(float).tolist() for _, scores in found],
+            }
+        ).write_parquet(draft)
+    return {"rows": len(found), "out": str(out), "top": top}
+
+
+def _read(table: Path) -> pl.DataFrame:
+    readers: dict[str, Callable[[Path], pl.DataFrame]] = {
+        ".csv": partial(pl.read_csv, infer_schema=False),
+        ".tsv": partial(pl.read_csv, infer_schema=False, separator="\t"),
+        ".jsonl": pl.read_ndjson,
+        ".parquet": pl.read_parquet,
+    }
+    if table.suffix not in readers:
+        raise DataError(problem("--input", f"'{table}'", f"a file ending in {', '.join(readers)}", "convert it"))
+    try:
+        return readers[table.suffix](table)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(
+            problem("--input", f"'{table}' cannot be read ({error})", "a table with a header", "check the file")
+        ) from error

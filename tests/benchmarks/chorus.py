@@ -1,0 +1,87 @@
+"""The README's Chorus table: every method over five folds and three seeds, pooled over all 116 queries.
+
+    python tests/benchmarks/chorus.py --out runs/chorus               # the table
+    python tests/benchmarks/chorus.py --out runs/search --search tune.learning_rate=1e-3,3e-3 --recipes chorus-prefix
+
+A search trains on part of the training queries of two folds and scores the rest of them; test queries are not read.
+Finished runs are kept, so that the command can be stopped and given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from pathlib import Path
+
+from recft import Recipe, compare, evaluate, tune
+from recft.run import RunFolder, read_json
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "retrieval"
+TABLE = ("chorus-lora", "chorus-lora-nf4", "chorus-adalora", "chorus-prefix", "chorus-bottleneck")
+
+
+def main() -> None:
+    """Runs what is missing and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/chorus"))
+    parser.add_argument("--recipes", nargs="+", default=list(TABLE))
+    parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--search", nargs="+", default=[], metavar="KEY=A,B", help="inner search over these settings")
+    given = parser.parse_args()
+    if given.search:
+        search(given.out, given.recipes, given.search)
+        return
+    runs = [
+        once(given.out / f"{name}-f{fold}-s{seed}", name, [f"data.split.fold={fold}", f"seed={seed}"], "test")
+        for name, seed, fold in itertools.product(given.recipes, given.seeds, given.folds)
+    ]
+    show(compare(runs))
+
+
+def once(run: Path, name: str, overrides: list[str], split: str) -> Path:
+    """The run, tuned and scored, unless it was already."""
+    folder = RunFolder(run)
+    if not folder.report(split).is_file():
+        started = time.perf_counter()
+        tune(Recipe.load(RECIPES / f"{name}.yaml", overrides), run=run, force=True)
+        report = evaluate(run, split=split)  # type: ignore[arg-type]
+        seconds = time.perf_counter() - started
+        scores = f"{report['base']['ndcg@10']:.4f} -> {report['tuned']['ndcg@10']:.4f}"
+        print(f"{run.name}: ndcg@10 {scores}, {seconds:.0f} s", file=sys.stderr, flush=True)
+    return run
+
+
+def search(out: Path, names: list[str], settings: list[str]) -> None:
+    """Scores every combination of settings on held-out training queries of folds 0 and 1."""
+    axes = [[f"{key}={value}" for value in values.split(",")] for key, values in (s.split("=", 1) for s in settings)]
+    for name, chosen in itertools.product(names, itertools.product(*axes)):
+        gains = []
+        for fold in (0, 1):
+            label = "-".join(part.rsplit(".", 1)[-1] for part in chosen)
+            overrides = [*chosen, f"data.split.fold={fold}", "data.split.valid=0.4"]
+            overrides.append("tune.early_stopping.metric=ndcg@10")
+            run = once(out / f"{name}-{label}-f{fold}", name, overrides, "valid")
+            report = read_json(RunFolder(run).report("valid"))
+            gains.append(report["tuned"]["ndcg@10"] - report["base"]["ndcg@10"])
+        print(f"{name} {' '.join(chosen)}: {sum(gains) / 2:+.4f} ({gains[0]:+.4f}, {gains[1]:+.4f})", flush=True)
+
+
+def show(found: dict[str, object]) -> None:
+    """The table as Markdown, and as JSON on the last line."""
+    print("| row | nDCG@10 | 95% | runs | n |\n|---|---|---|---|---|")
+    for row in found["rows"]:  # type: ignore[attr-defined]
+        low, high = row["ci"]["ndcg@10"]
+        print(f"| {row['run']} | {row['scores']['ndcg@10']:.4f} | {low:.4f} - {high:.4f} | {row['runs']} | {row['n']} |")
+    print("\n| difference | nDCG@10 | 95% |\n|---|---|---|")
+    for name, difference in found["paired"].items():  # type: ignore[attr-defined]
+        low, high = difference["ndcg@10"]["ci"]
+        print(f"| {name} | {difference['ndcg@10']['mean']:+.4f} | {low:+.4f} - {high:+.4f} |")
+    print(json.dumps(found), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
