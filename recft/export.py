@@ -26,7 +26,7 @@ from recft.models.weights import float32_base
 from recft.recipe import ModelSettings, Recipe, Tolerances
 from recft.run import Listener, RunFolder, atomic_file, hash_file, read_json, silent, write_json
 from recft.training.assemble import Tuned, check, load_adapter, open_adapter
-from recft.training.scoring import Encode, Exam, score_model
+from recft.training.scoring import Encode, Exam, few_records, score_model
 
 __all__ = ["DESCRIPTION", "ITEMS", "ROWS", "certify", "export"]
 
@@ -66,21 +66,13 @@ def export(
     folder, recipe, store = open_run(Path(run))
     out = Path(out)
     target = _target(recipe, folder, to)
-    if out.exists() and not force:
-        raise ExportError(
-            problem(
-                str(out),
-                "exists already",
-                "export never overwrites a folder unasked",
-                "name another --out, or give --force",
-            )
-        )
+    _claim(out, force)
     work = _Export(recipe, folder, store, to, target, listen)
-    onto, reason = work.choose(onto)
+    chosen, reason = work.choose(onto)
     draft = out.with_name(f"{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    description = work.write(draft, onto, reason)
+    description = work.write(draft, chosen, reason)
     wrong = description["certificate"]["wrong"]
     final = out if not wrong else out.with_name(f"{out.name}.failed")
     shutil.rmtree(final, ignore_errors=True)
@@ -97,6 +89,34 @@ def export(
             + f"\n{rows}"
         )
     return description
+
+
+def _claim(out: Path, force: bool) -> None:
+    """Nothing, where `out` may be made: it is free, or holds an export that may go.
+
+    Raises:
+        ExportError: something would be overwritten.
+    """
+    if not out.exists():
+        return
+    if not force:
+        raise ExportError(
+            problem(
+                str(out),
+                "exists already",
+                "export never overwrites a folder unasked",
+                "name another --out, or give --force",
+            )
+        )
+    if not (out / DESCRIPTION).is_file() and (out.is_file() or any(out.iterdir())):
+        raise ExportError(
+            problem(
+                str(out),
+                f"holds no {DESCRIPTION}",
+                "--force replaces an export, never other files",
+                "name another --out",
+            )
+        )
 
 
 def _target(recipe: Recipe, folder: RunFolder, to: str) -> Export:
@@ -271,7 +291,7 @@ class _Export:
             exam, split = exam_of(self.recipe, self.store, "valid"), "valid"
         if not len(exam.records):
             exam, split = exam_of(self.recipe, self.store, "train"), "train"
-        small = _few(exam, self.recipe.export.rows)
+        small = few_records(exam, self.recipe.export.rows)
         expected = _remembering(partial(encode, reference.model, reference.tokenizer))
         rows = _rows(small, expected, reference)
         rows.write(draft / ROWS)
@@ -363,29 +383,6 @@ def certify(
     found["wrong"] = certificate.judge(found, tolerances, effect_kl, engine.dtype == "float32")
     found["verdict"] = "failed" if found["wrong"] else "passed"
     return _plain(found)
-
-
-def _few(exam: Exam, most: int) -> Exam:
-    """The exam on at most so many records, spread over the split."""
-    records = exam.records
-    if len(records) <= most:
-        return exam
-    chosen = np.linspace(0, len(records) - 1, most).round().astype(int)
-    spans = [np.arange(records.offsets[row], records.offsets[row + 1]) for row in chosen]
-    pairs = np.concatenate(spans)
-    part = replace(
-        records,
-        keys=[records.keys[row] for row in chosen],
-        queries=None if records.queries is None else [records.queries[row] for row in chosen],
-        users=None if records.users is None else records.users[chosen],
-        starts=None if records.starts is None else records.starts[chosen],
-        cuts=None if records.cuts is None else records.cuts[chosen],
-        times=None if records.times is None else records.times[chosen],
-        offsets=np.cumsum([0, *(len(span) for span in spans)]),
-        items=records.items[pairs],
-        grades=records.grades[pairs],
-    )
-    return replace(exam, records=part)
 
 
 def _rows(exam: Exam, encoder: Callable[[Any], np.ndarray], reference: Tuned) -> Rows:

@@ -182,6 +182,9 @@ class TuneSettings(Settings):
     gradient_checkpointing: bool = False
     early_stopping: EarlyStopping = EarlyStopping()
     eval_every_steps: Positive | None = Field(default=None, description="once an epoch where absent")
+    eval_records: Positive | None = Field(
+        default=None, description="validate on so many records, spread over the split; all where absent"
+    )
     checkpoint_every_steps: Positive = 200
     log_every_steps: Positive = 10
     start_from: str | None = Field(default=None, description="a run whose adapter is tuned on")

@@ -31,7 +31,7 @@ from recft.training import assemble, manifest, memory
 from recft.training.assemble import BASE_HEAD, Tuned, check, read_adapter_into, save_adapter, save_tensors
 from recft.training.checkpoint import Progress
 from recft.training.loop import Evaluation, Job, fit, total_steps
-from recft.training.scoring import score_model
+from recft.training.scoring import few_records, score_model
 from recft.training.signals import Terminated, Waiting, waiting
 
 __all__ = ["tune"]
@@ -61,19 +61,18 @@ def tune(
     folder = RunFolder(Path(run) if run else Path("runs") / recipe.name)
     check(recipe)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    with waiting() as signals:
-        if accelerator.is_main_process:
-            _claim(folder, recipe, resume, force)
-            prepare(recipe, out=folder.data, force=True, listen=listen)
-        accelerator.wait_for_everyone()
-        store = Store.open(folder.data)
-        done = read_json(folder.manifest) if resume and folder.manifest.is_file() else {}
-        if done.get("exit_status") == 0:
-            listen("note", {"text": f"{folder.root} is finished already"})
-            return dict(done)
-        with _recorded(folder, recipe, store, accelerator) as record:
-            record |= _Tuning(recipe, folder, store, accelerator, signals, listen).run(resume)
-        return record
+    if accelerator.is_main_process:
+        _claim(folder, recipe, resume, force)
+        prepare(recipe, out=folder.data, force=True, listen=listen)
+    accelerator.wait_for_everyone()
+    store = Store.open(folder.data)
+    done = read_json(folder.manifest) if resume and folder.manifest.is_file() else {}
+    if done.get("exit_status") == 0:
+        listen("note", {"text": f"{folder.root} is finished already"})
+        return dict(done)
+    with _recorded(folder, recipe, store, accelerator) as record:
+        record |= _Tuning(recipe, folder, store, accelerator, listen).run(resume)
+    return record
 
 
 def _claim(folder: RunFolder, recipe: Recipe, resume: bool, force: bool) -> None:
@@ -142,7 +141,6 @@ class _Tuning:
     folder: RunFolder
     store: Store
     accelerator: Accelerator
-    signals: Waiting
     listen: Listener
 
     def run(self, resume: bool) -> dict[str, Any]:
@@ -165,16 +163,17 @@ class _Tuning:
         texts = task.batch(recipe.task, records, some, self.store.item_texts, rng).texts[:SAMPLE_TEXTS]
         tuned = assemble.new(recipe, steps, texts, self.accelerator.device)
         self._start_from(tuned)
-        job = self._job(tuned, len(records))
-        if tuned.heads:
-            self._base_head(job)
-        self.listen("stage", {"name": f"tuning {recipe.method.name}, {steps} steps"})
-        progress = fit(job, resume)
+        with waiting() as signals:  # until here nothing is lost by stopping at once
+            job = self._job(tuned, len(records), signals)
+            if tuned.heads:
+                self._base_head(job)
+            self.listen("stage", {"name": f"tuning {recipe.method.name}, {steps} steps"})
+            progress = fit(job, resume)
         if self.accelerator.is_main_process:
             self._end(tuned, progress, job)
         return self._summary(tuned, progress, steps)
 
-    def _job(self, tuned: Tuned, n_examples: int) -> Job:
+    def _job(self, tuned: Tuned, n_examples: int, signals: Waiting) -> Job:
         recipe = self.recipe
         task, items = registry.load("recft.tasks", recipe.task.name), self.store.item_texts
         records = self.store.records("train")
@@ -192,7 +191,7 @@ class _Tuning:
             folder=self.folder,
             fingerprint=hash_bytes((recipe.to_yaml() + self.store.card["data_sha256"]).encode()),
             listen=self.listen,
-            signals=self.signals,
+            signals=signals,
         )
 
     def _evaluation(self, tuned: Tuned) -> Evaluation | None:
@@ -202,6 +201,8 @@ class _Tuning:
         name = recipe.tune.early_stopping.metric or task.monitor
         key, _ = metrics.parse(name, task.output)
         exam = exam_of(recipe, self.store, "valid", (name,))
+        if recipe.tune.eval_records is not None:
+            exam = few_records(exam, recipe.tune.eval_records)
         if not len(exam.records):
             self.listen("warning", {"text": "no validation records: the last step is kept, not the best"})
             return None
@@ -220,6 +221,7 @@ class _Tuning:
         random head.
         """
         path, tuned = self.folder.root / BASE_HEAD, job.tuned
+        before = {name: parameter.detach().clone() for name, parameter in tuned.heads.items()}
         if not path.is_file():
             self.listen("stage", {"name": "tuning the new head on the frozen base"})
             stage = Job(
@@ -242,15 +244,18 @@ class _Tuning:
                     save_tensors(draft, {name: parameter.detach() for name, parameter in tuned.heads.items()})
             self.accelerator.wait_for_everyone()
         tuned.base_heads.update(load_file(path))
+        # An adapter that is tuned on goes on with the head that was tuned with it.
+        begin = before if self.recipe.tune.start_from else tuned.base_heads
         with torch.no_grad():
-            for name, value in tuned.base_heads.items():
+            for name, value in begin.items():
                 tuned.heads[name].copy_(value)
 
     def _start_from(self, tuned: Tuned) -> None:
         """Takes up the adapter of another run.
 
         Raises:
-            TuneError: that run has another base, method or task.
+            TuneError: that run has another base or method.
+            ModelError: its task has a head that this one has not, or the other way round.
         """
         if self.recipe.tune.start_from is None:
             return

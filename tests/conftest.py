@@ -164,7 +164,10 @@ def toy_shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _titles() -> list[str]:
     """40 titles; the last two are equal."""
-    colours, things = ("red", "black", "黑色", "ＯＡＫ", "🎒"), ("chair", "desk", "lamp", "打印机 墨盒", "数据线", "paper", "cable", "椅子")
+    colours, things = (
+        ("red", "black", "黑色", "ＯＡＫ", "🎒"),
+        ("chair", "desk", "lamp", "打印机 墨盒", "数据线", "paper", "cable", "椅子"),
+    )
     titles = [f"{colours[number % 5]} {things[number % 8]} {number // 8}" for number in range(39)]
     return [*titles, titles[-1]]
 
@@ -189,13 +192,18 @@ def toy_recipe(toy_shop: Path, tiny_bert: Path, tiny_llama: Path) -> ToyRecipe:
         **sections: dict[str, Any],
     ) -> Recipe:
         name = task if isinstance(task, str) else task["name"]
-        data: dict[str, Any] = {"items": {"path": "items.jsonl", "id": "sku", "text": ["brand", "title"], "title": "title"}}
+        data: dict[str, Any] = {
+            "items": {"path": "items.jsonl", "id": "sku", "text": ["brand", "title"], "title": "title"}
+        }
         if name == "retrieval":
             data |= {"queries": judged, "split": {"by": "query", "valid": 0.2, "test": 0.2}}
         else:
             data |= {"interactions": log, "split": {"by": "leave_one_out"}}
         if name == "purchase":
-            data["labels"] = {"at_least": 3}
+            data["labels"] = {"negatives": 2}
+            # The tiny tokenizers know few words: with the long prompts the item would not fit.
+            prompts = {"before": "history: ", "between": " item: ", "after": " answer:"}
+            task = {"name": task, **prompts} if isinstance(task, str) else {**prompts, **task}
         raw: dict[str, Any] = {
             "name": "toy",
             "task": task,
@@ -207,7 +215,7 @@ def toy_recipe(toy_shop: Path, tiny_bert: Path, tiny_llama: Path) -> ToyRecipe:
                 "epochs": 100,
                 "batch_size": 4,
                 "learning_rate": 1e-2,
-                "max_tokens": 32,
+                "max_tokens": 64 if name == "purchase" else 32,
                 "dropout": 0.1,
                 "checkpoint_every_steps": 1,
                 "eval_every_steps": 2,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-__all__ = ["Force", "JsonFile", "Overrides", "Quiet", "RecipeFile", "RunFolderPath"]
+__all__ = ["Force", "JsonFile", "Overrides", "Quiet", "RecipeFile", "RunFolderPath", "Split"]
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages; errors and results stay.")]
 JsonFile = Annotated[
@@ -23,3 +24,10 @@ Overrides = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace what the folder holds.")]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
 RunFolderPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, made by `recft tune`.")]
+
+
+class Split(StrEnum):
+    """Which records are scored."""
+
+    valid = "valid"
+    test = "test"

@@ -7,17 +7,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from recft.cli._base import Command
+from recft.cli._base import Command, resumable
 from recft.cli._options import JsonFile, Quiet
 from recft.cli._progress import duration, listening
 from recft.cli._shell import deliver, say
 from recft.cli.eval import report_sheets
 from recft.cli.export import certificate_sheets
+from recft.cli.tune import resume_hint
 from recft.errors import DataError, problem
 from recft.reports.tables import ranking
 from recft.run import Listener, RunFolder, write_text
@@ -26,27 +28,41 @@ __all__ = ["MEMBER"]
 
 _MARK = "# Made by `recft demo`."
 
-_SHOP = """\
+_RECIPE = """\
+{mark} It can be edited and run again: recft tune {place} --force
+name: demo
+seed: {seed}
+data:
   items:   {{path: {items}, id: id, text: [supplier, product_type, title], title: title}}
   queries: {{path: {queries}, query: query, item: docid, grade: rating}}
   split:   {{by: query, folds: 5, fold: 0}}
-"""
+model: {{base: minilm, quantization: nf4}}
+{settings}"""
 
-_RECIPE = """\
-{mark} It can be edited and run again: recft tune {place}
-name: demo
-seed: {seed}
-task: retrieval
-data:
-{data}model:   {{base: minilm, quantization: nf4}}
-method:  {{name: lora, rank: 16}}
+_SHOP_SETTINGS = """\
+task:   {name: retrieval, judged_per_query: 8}
+method: {name: lora, rank: 16}
 tune:
-  epochs: {epochs}
+  epochs: 6
   learning_rate: 1e-3
   batch_size: 32
-  max_tokens: {max_tokens}
-  early_stopping: {{metric: ndcg@10, patience: 3}}
-eval:    {{metrics: [ndcg@10, recall@100], baselines: [bm25, popularity], candidates: {candidates}}}
+  max_tokens: 48
+  early_stopping: {metric: ndcg@10, patience: 3}
+eval:   {metrics: [ndcg@10, recall@100], baselines: [bm25, popularity]}
+"""
+
+# Few queries, and candidates that were chosen well: stay near the base, learn from each query's own judgements.
+_CHORUS_SETTINGS = """\
+task:   {name: retrieval, temperature: 0.1, in_batch: 0, anchor: 1.0, judged_per_query: 16}
+method: {name: lora, rank: 16, alpha: 16, layers: last 2}
+tune:
+  epochs: 4
+  learning_rate: 1e-3
+  batch_size: 16
+  max_tokens: 64
+  schedule: constant
+  weight_decay: 0
+eval:   {metrics: [ndcg@10], baselines: [bm25, popularity], candidates: judged}
 """
 
 
@@ -56,9 +72,7 @@ class _Material:
 
     items: Path
     queries: Path
-    epochs: int
-    max_tokens: int
-    candidates: str
+    settings: str
     query: str
 
 
@@ -157,9 +171,7 @@ class _Demo:
         return _Material(
             items=Path("shop/products.jsonl.gz"),
             queries=Path("shop/ratings.csv"),
-            epochs=8,
-            max_tokens=48,
-            candidates="all",
+            settings=_SHOP_SETTINGS,
             query="steel water bottle for a camper",
         )
 
@@ -173,27 +185,26 @@ class _Demo:
         folder, force = self.run_folder.root, ["--force"] if self.again else []
         with self._step("prepare", self.recipe, "--out", self.run_folder.data, *force) as listen:
             recft.prepare(recft.Recipe.load(self.recipe), out=self.run_folder.data, force=self.again, listen=listen)
-        with self._step("tune", self.recipe, "--run", folder, *force) as listen:
+        hint = partial(resume_hint, self.run_folder, self.recipe, folder)
+        with self._step("tune", self.recipe, "--run", folder, *force) as listen, resumable(hint):
             recft.tune(recft.Recipe.load(self.recipe), run=folder, force=self.again, listen=listen)
         with self._step("eval", folder) as listen:
             report = recft.evaluate(folder, listen=listen)
         bars(report, "ndcg@10", self.rows)
         with self._step("export", folder, "--to", "merged", "--out", self.export_folder, *force) as listen:
             export = recft.export(folder, to="merged", out=self.export_folder, force=self.again, listen=listen)
-        with self._step("recommend", self.export_folder, "--query", material.query, "--top", 5):
-            places = recft.recommend(self.export_folder, query=material.query, top=5)
+        with self._step("recommend", self.export_folder, "--query", material.query, "--top", 5) as listen:
+            places = recft.recommend(self.export_folder, query=material.query, top=5, listen=listen)
         return report, export, places
 
     def _recipe_text(self, material: _Material) -> str:
-        tables = _SHOP.format(items=_quoted(material.items), queries=_quoted(material.queries))
         return _RECIPE.format(
             mark=_MARK,
             place=self.recipe,
             seed=self.seed,
-            data=tables,
-            epochs=material.epochs,
-            max_tokens=material.max_tokens,
-            candidates=material.candidates,
+            items=_quoted(material.items),
+            queries=_quoted(material.queries),
+            settings=material.settings,
         )
 
     @contextmanager
@@ -240,10 +251,7 @@ def _chorus(data: Path) -> _Material:
                 "check the folder",
             )
         )
-    # Most products were never judged: only judged ones are ranked.
-    return _Material(
-        items.resolve(), queries.resolve(), epochs=3, max_tokens=64, candidates="judged", query="wireless keyboard"
-    )
+    return _Material(items.resolve(), queries.resolve(), _CHORUS_SETTINGS, query="wireless keyboard")
 
 
 MEMBER = Command(run, "recft demo --out recft-demo", place=10)

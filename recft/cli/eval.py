@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from recft.cli._base import Command
-from recft.cli._options import JsonFile, Quiet, RunFolderPath
+from recft.cli._options import JsonFile, Quiet, RunFolderPath, Split
 from recft.cli._progress import listening
 from recft.cli._shell import deliver
 from recft.errors import GateError
 from recft.reports.tables import Sheet, differences, gates, scores
 
 __all__ = ["MEMBER", "report_sheets"]
-
-
-class Split(StrEnum):
-    """Which records are scored."""
-
-    valid = "valid"
-    test = "test"
 
 
 def run(

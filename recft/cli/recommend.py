@@ -44,10 +44,11 @@ def run(
 
         with listening(quiet) as listen:
             summary = recommend_file(source, input_file, out, top=top, listen=listen)
-        deliver(summary, json, f"{summary['rows']} lists: {out}")
+        deliver(summary, json, f"{summary['rows']:,} lists: {out}")
         return
     items = [part.strip() for part in history.split(",") if part.strip()] if history is not None else None
-    places = recft.recommend(source, query=query, history=items, user=user, top=top)
+    with listening(quiet) as listen:
+        places = recft.recommend(source, query=query, history=items, user=user, top=top, listen=listen)
     asked = query if query is not None else user if user is not None else ", ".join(items or [])
     deliver(places, json, ranking(places, title=f"for: {asked}"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +14,9 @@ from recft.cli._options import Force, JsonFile, Overrides, Quiet, RecipeFile
 from recft.cli._progress import listening
 from recft.cli._shell import deliver
 from recft.reports.tables import facts
+from recft.run import RunFolder
 
-__all__ = ["MEMBER"]
+__all__ = ["MEMBER", "resume_hint"]
 
 _HIDDEN = frozenset({"versions", "hardware", "hashes", "exit_status", "started"})
 """Parts of the manifest that stay in its file."""
@@ -35,13 +37,12 @@ def run(
 ) -> None:
     """Tune an adapter, preparing the data first where needed."""
     import recft
-    from recft.run import RunFolder
 
     if resume and force:
         raise typer.BadParameter("--resume goes on with a run and --force begins it anew: give one of them")
     loaded = recft.Recipe.load(recipe, overrides or ())
     place = folder or Path("runs") / loaded.name
-    with resumable(lambda: _hint(RunFolder(place), recipe, folder, overrides or [])), listening(quiet) as listen:
+    with resumable(lambda: resume_hint(RunFolder(place), recipe, folder, overrides or ())), listening(quiet) as listen:
         summary = recft.tune(loaded, run=place, resume=resume, force=force, listen=listen)
     shown = {key: value for key, value in summary.items() if key not in _HIDDEN}
     deliver(
@@ -53,16 +54,14 @@ def run(
     )
 
 
-def _hint(run: object, recipe: Path, folder: Path | None, overrides: list[str]) -> str:
-    """How to go on after a signal."""
-    from recft.run import RunFolder
-
+def resume_hint(run: RunFolder, recipe: Path, folder: Path | None, overrides: Sequence[str] = ()) -> str:
+    """How to go on after a signal; `folder` is what --run was given."""
     words = ["recft", "tune", str(recipe)]
     words += ["--run", str(folder)] if folder else []
     words += [word for override in overrides for word in ("--set", override)]
-    if isinstance(run, RunFolder) and run.checkpoints.is_dir() and any(run.checkpoints.iterdir()):
+    if run.checkpoints.is_dir() and any(run.checkpoints.iterdir()):
         return f"state saved; resume with: {shlex.join([*words, '--resume'])}"
-    if isinstance(run, RunFolder) and run.recipe.is_file():
+    if run.recipe.is_file():
         return f"no step was finished yet; go on with: {shlex.join([*words, '--resume'])}"
     return f"nothing was begun; run again: {shlex.join(words)}"
 

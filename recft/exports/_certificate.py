@@ -66,7 +66,8 @@ class Rows:
                 text if tail is None else (text, tail)
                 for text, tail in zip(chosen["text"].to_list(), chosen["tail"].to_list(), strict=True)
             ]
-            parts[part] = texts, np.array(chosen["outputs"].to_list(), np.float32).reshape(len(texts), -1)
+            outputs = chosen["outputs"].to_list()
+            parts[part] = texts, np.array(outputs, np.float32).reshape(len(texts), len(outputs[0]) if outputs else 0)
         return cls(parts["context"][0], parts["item"][0], parts["context"][1], parts["item"][1])
 
 

@@ -7,13 +7,15 @@ PEFT's default. The text's positions count from V on, as in PEFT, whose stock lo
 layers carry a prefix; an adapter on some layers only is read by recft alone.
 
 PEFT starts from noise, which makes the base worse than it was and which few steps do not mend. Here the prefix starts
-as the keys and values that the base itself computes for V real tokens: of training texts (`init: data`) or of words
-given in the recipe (`init: text`).
+as keys and values that the base itself computes: by default (`init: sink`) for the token on which its attention rests
+when it looks for nothing, an encoder's separator or a causal model's first token (Clark et al. 2019, arXiv 1906.04341;
+Xiao et al. 2023, arXiv 2309.17453), so that the prefix hardly disturbs the base; or for V real tokens of training texts
+(`init: data`) or of words given in the recipe (`init: text`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -56,9 +58,9 @@ class PrefixSettings(MethodSettings):
 
     name: str = "prefix"
     virtual_tokens: Positive = 16
-    init: Literal["data", "text", "random"] = Field(
-        default="data",
-        description="start from the base's keys and values for training texts or init_text, or from noise",
+    init: Literal["sink", "data", "text", "random"] = Field(
+        default="sink",
+        description="start from the base's keys and values for its resting token, training texts or init_text, or noise",
     )
     init_text: str | None = Field(default=None, description="the words of init: text, repeated up to virtual_tokens")
 
@@ -99,6 +101,8 @@ class PrefixMethod:
         if config.init == "random":
             generator = torch.Generator().manual_seed(plan.seed)
             start = torch.randn(config.virtual_tokens, width, generator=generator) * 0.02
+        elif config.init == "sink":
+            start = _of_the_sink(model, chosen, config.virtual_tokens, plan)
         else:
             start = _of_the_base(model, chosen, _row(config, plan))
         return _put_in(model, chosen, start, _settings(model, config, chosen, len(every), plan))
@@ -185,6 +189,43 @@ def _put_in(model: PreTrainedModel, chosen: list[Spot], start: Tensor, settings:
     )
 
 
+def _of_the_sink(model: PreTrainedModel, chosen: list[Spot], n_tokens: int, plan: Plan) -> Tensor:
+    """The base's keys and values for its resting token in training texts, (V, 2·layers·heads·size), float32.
+
+    A little noise sets virtual tokens apart that would otherwise be equal and, with equal gradients, stay so.
+    """
+    import torch
+
+    from recft.methods._prefix import hear
+
+    _need_texts(plan.samples, "sink")
+    found = []
+    for batch in plan.samples:
+        heard = hear(model, {key: tensor.to(model.device) for key, tensor in batch.items()})
+        mask = batch["attention_mask"].to(model.device)
+        places = mask.sum(dim=1) - 1 if plan.kind == "encoder" else mask.argmax(dim=1)  # (B,)
+        rows = torch.arange(len(mask), device=model.device)
+        pairs = [heard[id(model.get_submodule(spot.name))] for spot in chosen]
+        parts = [part[rows, :, places] for pair in pairs for part in pair]  # each (B, heads, size)
+        found.append(torch.stack(parts, dim=1).flatten(1).float().cpu())
+    start = torch.cat(found)
+    start = start.repeat(-(-n_tokens // len(start)), 1)[:n_tokens]
+    noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(plan.seed))
+    return start + 0.02 * start.std() * noise
+
+
+def _need_texts(texts: Sequence[Any], init: str) -> None:
+    if not texts:
+        raise ModelError(
+            problem(
+                "method.init",
+                f"there are no texts to start from (init: {init})",
+                "a prefix starts from the base's keys and values for real tokens",
+                "give training data, or take init: random",
+            )
+        )
+
+
 def _row(config: PrefixSettings, plan: Plan) -> Tensor:
     """V real token ids, (1, V): of the recipe's words, or of the training texts one after another."""
     import torch
@@ -194,15 +235,7 @@ def _row(config: PrefixSettings, plan: Plan) -> Tensor:
     else:
         batches = list(plan.samples)
     ids = [batch["input_ids"][batch["attention_mask"].bool()] for batch in batches]
-    if not ids:
-        raise ModelError(
-            problem(
-                "method.init",
-                f"there are no texts to start from (init: {config.init})",
-                "a prefix starts from the base's keys and values for real tokens",
-                "give training data, or take init: random",
-            )
-        )
+    _need_texts(ids, config.init)
     tokens = torch.cat(ids)
     return tokens.repeat(-(-config.virtual_tokens // len(tokens)))[None, : config.virtual_tokens]
 

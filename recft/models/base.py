@@ -32,6 +32,9 @@ __all__ = [
     "tokenizer_of",
 ]
 
+# It announces at import that an optional CPU kernel is missing, which changes nothing that recft computes.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 # Left in the compute dtype whatever the quantization: heads, poolers and embeddings carry little memory, and
@@ -292,7 +295,7 @@ def _quantization(settings: ModelSettings, dtype: torch.dtype) -> Any:
     )
 
 
-def _set_dropout_off(model: PreTrainedModel) -> None:
+def _set_dropout_off(model: Any) -> None:
     # A frozen base is a fixed function: only the adapter's own dropout (tune.dropout) may make it random.
     import torch
 

@@ -83,16 +83,17 @@ class TextModel(nn.Module):
             attention_mask: (B, T), 1 for real tokens.
             token_type_ids: (B, T), for bases that tell two segments apart.
         """
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
         if self.serving.head == "classifier":
-            return self.base(**inputs).logits.float()  # (B, K)
+            classified: Tensor = self.base(**inputs).logits
+            return classified.float()  # (B, K)
         if self.serving.head == "answers":
             hidden = self.base.base_model(**inputs, use_cache=False).last_hidden_state  # (B, T, D)
             return self._answers(_last(hidden, attention_mask))
         if self.serving.kind == "causal":
-            inputs["use_cache"] = False
+            inputs["use_cache"] = False  # nothing is generated
         hidden = self.base(**inputs).last_hidden_state  # (B, T, D)
         pooled = _mean(hidden, attention_mask) if self.serving.pooling == "mean" else _last(hidden, attention_mask)
         pooled = pooled.float()

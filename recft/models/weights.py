@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from recft.models.base import Base, load_base
 from recft.recipe import ModelSettings
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 __all__ = ["float32_base", "weight_of"]
 
@@ -37,7 +34,7 @@ def float32_base(settings: ModelSettings, head: str, dtype: torch.dtype, onto: s
     return Base(model=_plain(loaded.model), new_parameters=loaded.new_parameters)
 
 
-def _plain(model: PreTrainedModel) -> PreTrainedModel:
+def _plain(model: Any) -> Any:
     """The model with every k-bit layer replaced by a float32 linear layer of the same values."""
     for name, module in list(model.named_modules()):
         if not _is_quantized(module):
@@ -67,15 +64,18 @@ def _is_quantized(module: nn.Module) -> bool:
     return isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt)
 
 
-def weight_of(module: nn.Module) -> Tensor:
+def weight_of(module: Any) -> Tensor:
     """The weight of a linear layer, k-bit or not, as float32, (out, in)."""
     import bitsandbytes as bnb
 
     weight = module.weight
     if isinstance(module, bnb.nn.Linear4bit):
-        return bnb.functional.dequantize_4bit(weight.data, weight.quant_state).float()
+        four_bit: Tensor = bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+        return four_bit.float()
     if isinstance(module, bnb.nn.Linear8bitLt):
         scale = weight.SCB if weight.SCB is not None else module.state.SCB
         codes = weight.data if weight.data.dtype == torch.int8 else module.state.CB
-        return bnb.functional.int8_vectorwise_dequant(codes, scale).float()
-    return weight.detach().float()
+        eight_bit: Tensor = bnb.functional.int8_vectorwise_dequant(codes, scale)
+        return eight_bit.float()
+    plain: Tensor = weight.detach()
+    return plain.float()

@@ -27,6 +27,7 @@ __all__ = [
     "rich_sheet",
     "scores",
     "signed",
+    "with_interval",
 ]
 
 _FACT_DEPTH = 2
@@ -95,7 +96,7 @@ def scores(report: Mapping[str, Any]) -> Sheet:
         rows=[
             (
                 name,
-                *(_with_interval(number(row.get(metric)), intervals.get(name, {}).get(metric)) for metric in metrics),
+                *(with_interval(row.get(metric), intervals.get(name, {}).get(metric)) for metric in metrics),
             )
             for name, row in rows.items()
         ],
@@ -124,8 +125,9 @@ def _difference(entry: Mapping[str, Any] | None) -> str:
     return f"{signed(entry['mean'])} [{signed(interval[0])}, {signed(interval[1])}]{clear}"
 
 
-def _with_interval(text: str, interval: Sequence[float] | None) -> str:
-    return f"{text} [{number(interval[0])}, {number(interval[1])}]" if interval else text
+def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    """A score with its interval, where there is one."""
+    return f"{number(value)} [{number(interval[0])}, {number(interval[1])}]" if interval else number(value)
 
 
 def protocol(facts: Mapping[str, Any]) -> str:

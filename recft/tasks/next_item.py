@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["MEMBER"]
 
 
-class Config(TowerSettings):
+class NextItemSettings(TowerSettings):
     """Settings of `task: next_item`."""
 
     name: Literal["next-item"] = "next-item"
@@ -38,7 +38,7 @@ class Config(TowerSettings):
 class NextItem:
     """The task's object; see the module."""
 
-    Config = Config
+    Config = NextItemSettings
     summary = "history -> item: two towers over the whole catalogue"
     table: Literal["interactions"] = "interactions"
     output: Literal["ranking"] = "ranking"
@@ -49,7 +49,12 @@ class NextItem:
     refusals: tuple[Refusal, ...] = ()
 
     def batch(
-        self, config: Config, records: Records, rows: np.ndarray, items: Sequence[str], rng: np.random.Generator
+        self,
+        config: NextItemSettings,
+        records: Records,
+        rows: np.ndarray,
+        items: Sequence[str],
+        rng: np.random.Generator,
     ) -> Batch:
         """The batch of some histories, each with one of its targets, drawn anew each time."""
         examples = []
@@ -65,19 +70,21 @@ class NextItem:
         correction = _log_popularity(records, batch, len(items))
         return Batch(batch.texts, {**batch.arrays, "correction": correction}, len(rows))
 
-    def needs_base(self, config: Config) -> bool:
+    def needs_base(self, config: NextItemSettings) -> bool:
         """Whether the loss has an anchor."""
         return config.anchor > 0
 
-    def loss(self, config: Config, outputs: Tensor, batch: Batch, base: Tensor | None = None) -> Tensor:
+    def loss(self, config: NextItemSettings, outputs: Tensor, batch: Batch, base: Tensor | None = None) -> Tensor:
         """See `contrastive_loss`."""
         return contrastive_loss(outputs, batch, config, base, batch.arrays.get("correction"))
 
-    def contexts(self, config: Config, records: Records, rows: np.ndarray, items: Sequence[str]) -> list[Text]:
+    def contexts(
+        self, config: NextItemSettings, records: Records, rows: np.ndarray, items: Sequence[str]
+    ) -> list[Text]:
         """The histories."""
         return [config.query_prompt + history_text(records, int(row), items, config.history_items) for row in rows]
 
-    def candidates(self, config: Config, items: Sequence[str]) -> list[Text]:
+    def candidates(self, config: NextItemSettings, items: Sequence[str]) -> list[Text]:
         """The items."""
         return [config.item_prompt + text for text in items]
 
@@ -85,7 +92,8 @@ class NextItem:
 def _log_popularity(records: Records, batch: Batch, n_items: int) -> np.ndarray:
     """Log of each column's share of the training targets, (C,) float32; an item that is no target counts as one."""
     counts = np.bincount(records.items, minlength=n_items)[batch.arrays["items"]]
-    return np.log(np.maximum(counts, 1) / max(len(records.items), 1)).astype(np.float32)
+    shares: np.ndarray = np.log(np.maximum(counts, 1) / max(len(records.items), 1))
+    return shares.astype(np.float32)
 
 
 MEMBER = NextItem()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["MEMBER"]
 
 
-class Config(TaskSettings):
+class PurchaseSettings(TaskSettings):
     """Settings of `task: purchase`."""
 
     name: Literal["purchase"] = "purchase"
@@ -48,7 +48,7 @@ class Config(TaskSettings):
 class Purchase:
     """The task's object; see the module."""
 
-    Config = Config
+    Config = PurchaseSettings
     summary = "will this user take this item: one text, yes or no"
     table: Literal["interactions"] = "interactions"
     output: Literal["labels"] = "labels"
@@ -56,10 +56,22 @@ class Purchase:
     metrics = ("auc", "gauc", "log_loss", "accuracy", "precision", "recall", "f1")
     monitor = "auc"
     labels = ("yes", "no")
-    refusals: tuple[Refusal, ...] = ()
+    refusals: tuple[Refusal, ...] = (
+        Refusal(
+            when={"task.name": "purchase", "data.interactions.rating": None},
+            unless={"task.liked_from": None},
+            reason="liked and disliked are told apart by ratings, and the log has none",
+            fix="name the column in data.interactions.rating, or leave task.liked_from out",
+        ),
+    )
 
     def batch(
-        self, config: Config, records: Records, rows: np.ndarray, items: Sequence[str], rng: np.random.Generator
+        self,
+        config: PurchaseSettings,
+        records: Records,
+        rows: np.ndarray,
+        items: Sequence[str],
+        rng: np.random.Generator,
     ) -> Batch:
         """The batch of some records with their candidates; arrays: `text` and `label` of each pair, (P,)."""
         chosen = [self._drawn(config, records, int(row), rng) for row in rows]
@@ -74,21 +86,21 @@ class Purchase:
         arrays = {"text": np.array([places[text] for text in texts]), "label": labels}
         return Batch(texts=different, arrays=arrays, n_examples=len(rows))
 
-    def _drawn(self, config: Config, records: Records, row: int, rng: np.random.Generator) -> np.ndarray:
+    def _drawn(self, config: PurchaseSettings, records: Records, row: int, rng: np.random.Generator) -> np.ndarray:
         pairs = np.arange(records.offsets[row], records.offsets[row + 1])
         if config.candidates_per_record is None or len(pairs) <= config.candidates_per_record:
             return pairs
         return rng.choice(pairs, config.candidates_per_record, replace=False)
 
-    def _text(self, config: Config, records: Records, row: int, pair: int, items: Sequence[str]) -> Text:
+    def _text(self, config: PurchaseSettings, records: Records, row: int, pair: int, items: Sequence[str]) -> Text:
         history = history_text(records, row, items, config.history_items, config.liked_from)
         return config.before + history, config.between + items[records.items[pair]] + config.after
 
-    def needs_base(self, config: Config) -> bool:  # noqa: ARG002
+    def needs_base(self, config: PurchaseSettings) -> bool:  # noqa: ARG002
         """No."""
         return False
 
-    def loss(self, config: Config, outputs: Tensor, batch: Batch, base: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def loss(self, config: PurchaseSettings, outputs: Tensor, batch: Batch, base: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The mean cross-entropy over pairs. outputs: (N, 2) logits of yes and no, or (N, 1) of a head."""
         import torch
 
@@ -97,7 +109,7 @@ class Purchase:
         labels = torch.as_tensor(batch.arrays["label"], device=outputs.device).to(logits)
         return torch.nn.functional.binary_cross_entropy_with_logits(logits[places], labels)
 
-    def pairs(self, config: Config, records: Records, rows: np.ndarray, items: Sequence[str]) -> list[Text]:
+    def pairs(self, config: PurchaseSettings, records: Records, rows: np.ndarray, items: Sequence[str]) -> list[Text]:
         """One text for each candidate of the records."""
         return [
             self._text(config, records, int(row), pair, items)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["MEMBER"]
 
 
-class Config(TowerSettings):
+class RetrievalSettings(TowerSettings):
     """Settings of `task: retrieval`."""
 
     name: Literal["retrieval"] = "retrieval"
@@ -38,7 +38,7 @@ class Config(TowerSettings):
 class Retrieval:
     """The task's object; see the module."""
 
-    Config = Config
+    Config = RetrievalSettings
     summary = "query -> product: two towers, graded and in-batch negatives"
     table: Literal["queries"] = "queries"
     output: Literal["ranking"] = "ranking"
@@ -49,7 +49,12 @@ class Retrieval:
     refusals: tuple[Refusal, ...] = ()
 
     def batch(
-        self, config: Config, records: Records, rows: np.ndarray, items: Sequence[str], rng: np.random.Generator
+        self,
+        config: RetrievalSettings,
+        records: Records,
+        rows: np.ndarray,
+        items: Sequence[str],
+        rng: np.random.Generator,
     ) -> Batch:
         """The batch of some queries, each with its judged products."""
         positives = _positives_by_key(records, rows)
@@ -58,7 +63,12 @@ class Retrieval:
         )
 
     def _column(
-        self, config: Config, records: Records, row: int, positives: dict[str, set[int]], rng: np.random.Generator
+        self,
+        config: RetrievalSettings,
+        records: Records,
+        row: int,
+        positives: dict[str, set[int]],
+        rng: np.random.Generator,
     ) -> Column:
         judged = np.arange(records.offsets[row], records.offsets[row + 1])
         if len(judged) > config.judged_per_query:
@@ -69,20 +79,22 @@ class Retrieval:
         assert records.queries is not None  # noqa: S101  # prepare has seen to it: the task's table is `queries`
         return Column(records.queries[row], grades, frozenset(positives[records.keys[row]]))
 
-    def needs_base(self, config: Config) -> bool:
+    def needs_base(self, config: RetrievalSettings) -> bool:
         """Whether the loss has an anchor."""
         return config.anchor > 0
 
-    def loss(self, config: Config, outputs: Tensor, batch: Batch, base: Tensor | None = None) -> Tensor:
+    def loss(self, config: RetrievalSettings, outputs: Tensor, batch: Batch, base: Tensor | None = None) -> Tensor:
         """See `contrastive_loss`."""
         return contrastive_loss(outputs, batch, config, base)
 
-    def contexts(self, config: Config, records: Records, rows: np.ndarray, items: Sequence[str]) -> list[Text]:  # noqa: ARG002
+    def contexts(
+        self, config: RetrievalSettings, records: Records, rows: np.ndarray, items: Sequence[str]
+    ) -> list[Text]:  # noqa: ARG002
         """The queries."""
         assert records.queries is not None  # noqa: S101
         return [config.query_prompt + records.queries[row] for row in rows]
 
-    def candidates(self, config: Config, items: Sequence[str]) -> list[Text]:
+    def candidates(self, config: RetrievalSettings, items: Sequence[str]) -> list[Text]:
         """The products."""
         return [config.item_prompt + text for text in items]
 

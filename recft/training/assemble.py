@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -138,18 +139,23 @@ def new(recipe: Recipe, total_steps: int, texts: Sequence[Any], device: torch.de
     serving = serving_of(recipe, str(facts["kind"]), tokenizer)
     dtype = compute_dtype(recipe.model.compute_dtype, device)
     base = load_base(recipe.model, serving.head, device, dtype, recipe.seed)
-    tokens = tokenize(tokenizer, texts, serving.max_tokens) if texts else []
-    samples = [
-        padded(tokens, rows, int(tokenizer.pad_token_id or 0), device, serving.max_tokens)
-        for rows in chunks_by_length(tokens, 4096, 64)
-    ]
+    tokens = tokenize(tokenizer, texts, serving.max_tokens)
+    pad_id = int(tokenizer.pad_token_id or 0)
+
+    def together(some: Sequence[str]) -> dict[str, Tensor]:
+        found = tokenize(tokenizer, some, serving.max_tokens)
+        return padded(found, np.arange(len(found)), pad_id, device, serving.max_tokens)
+
     plan = Plan(
         kind=serving.kind,
         base=recipe.model.base,
         total_steps=total_steps,
         dropout=recipe.tune.dropout,
         seed=recipe.seed,
-        samples=samples,
+        samples=[
+            padded(tokens, rows, pad_id, device, serving.max_tokens) for rows in chunks_by_length(tokens, 4096, 64)
+        ],
+        tokenize=together,
     )
     attached = registry.load("recft.methods", recipe.method.name).attach(base.model, recipe.method, plan)
     return _tuned(base, serving, tokenizer, attached)

@@ -36,6 +36,7 @@ __all__ = ["Evaluation", "Job", "fit", "total_steps"]
 
 FIRST_LOSS_SCALE = 2.0**14
 MOST_BASE_OUTPUTS = 200_000
+MOST_STEPS_WITHOUT_GRADIENT = 5
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def fit(job: Job, resume: bool = False) -> Progress:
     loop = _Loop(job)
     if resume:
         loop.resume()
-    with _training(job.tuned.model):
+    with contextlib.closing(loop.track), _training(job.tuned.model):
         while loop.progress.step < loop.total and not loop.progress.stopped:
             loop.one_step()
             loop.after_step()
@@ -273,7 +274,9 @@ class _Loop:
             TuneError: the loss is not finite, or the adapter gets no gradient.
         """
         found = [parameter.grad for parameter in self.job.parameters.values() if parameter.grad is not None]
-        if not self.checked and not any(bool(grad.any()) for grad in found):
+        self.checked = self.checked or any(bool(grad.any()) for grad in found)
+        # A batch may have nothing to learn from (no positive among its examples), but not one after another.
+        if not self.checked and step + 1 >= min(MOST_STEPS_WITHOUT_GRADIENT, self.total):
             raise TuneError(
                 problem(
                     "method",
@@ -282,14 +285,14 @@ class _Loop:
                     "check method.layers and the base's architecture",
                 )
             )
-        self.checked = True
         finite = all(bool(torch.isfinite(grad).all()) for grad in found)
-        if self.scaled:
+        finite_loss = math.isfinite(sums.loss)
+        if self.scaled and finite_loss and (finite or self.progress.loss_scale > 1):
             for grad in found:
                 grad.div_(self.progress.loss_scale)
             self.progress.loss_scale *= 1.0 if finite else 0.5
             return finite
-        if not finite or not math.isfinite(sums.loss):
+        if not finite or not finite_loss:
             raise TuneError(
                 problem(
                     "tune",
@@ -314,6 +317,8 @@ class _Loop:
         with torch.no_grad():
             for name, parameter in self.job.parameters.items():
                 self.average[name].lerp_(parameter, 1 - decay)
+                # What the method has switched off, an exact zero, must not come back through its past.
+                self.average[name].masked_fill_(parameter == 0, 0.0)
 
     def _served_values(self) -> dict[str, Tensor]:
         """What is served in the parameters' place: their running average, drawn back towards the start."""
@@ -362,6 +367,8 @@ class _Loop:
             model.eval()
             score = evaluation.score()
             model.train()
+            if math.isnan(score):
+                raise _undefined(evaluation.metric)
             sign = 1 if evaluation.higher_is_better else -1
             better = progress.best is None or sign * score > sign * progress.best
             if better:
@@ -379,7 +386,7 @@ class _Loop:
         if job.folder is None or not job.is_main:
             return
         tensors, self.progress.optimizer = optimizer.state_of(self.optimizer, job.parameters)
-        state = {f"parameter/{name}": tensor for name, tensor in job.parameters.items()}
+        state: dict[str, Tensor] = {f"parameter/{name}": tensor for name, tensor in job.parameters.items()}
         state |= {f"optimizer/{name}": tensor for name, tensor in tensors.items()}
         state |= {f"average/{name}": tensor for name, tensor in self.average.items()}
         state |= {f"method/{name}": tensor for name, tensor in job.tuned.attached.state().items()}
@@ -408,6 +415,16 @@ class _Loop:
         self.track.cut_back(self.progress.step)
 
     def finish(self) -> None:
-        """Leaves in the parameters what is served, and closes the logs."""
-        self.track.close()
+        """Leaves in the parameters what is served."""
         self._put(self._served_values())
+
+
+def _undefined(metric: str) -> TuneError:
+    return TuneError(
+        problem(
+            "tune.early_stopping.metric",
+            f"{metric} is undefined on the validation split",
+            "the best step is chosen by a number",
+            "hold out more records (data.split.valid), or choose another metric, such as log_loss for labels",
+        )
+    )

@@ -34,9 +34,9 @@ def available_bytes(device: torch.device) -> int:
 def peak_bytes(device: torch.device) -> int:
     """The most memory this process has held on the device."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return int(torch.cuda.max_memory_allocated(device))
     # Linux counts in KiB, macOS in bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
 
 
 def first_micro_batch(config: PretrainedConfig, dtype: torch.dtype, max_tokens: int, device: torch.device) -> int:
@@ -50,7 +50,7 @@ def first_micro_batch(config: PretrainedConfig, dtype: torch.dtype, max_tokens: 
     feed_forward = getattr(config, "intermediate_size", 4 * hidden)
     per_token = 18 * hidden + 4 * feed_forward + 3 * max_tokens * config.num_attention_heads
     bytes_per_text = layers * per_token * max_tokens * max(dtype.itemsize, 2)
-    return max(1, available_bytes(device) // 2 // bytes_per_text)
+    return max(1, available_bytes(device) // 2 // int(bytes_per_text))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -47,10 +47,14 @@ def state_of(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The optimizer's state as tensors, `<parameter>/<key>`, and what is no tensor, as plain values."""
-    tensors, plain = {}, {}
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
-            (tensors if isinstance(value, Tensor) else plain)[f"{name}/{key}"] = value
+            if isinstance(value, Tensor):
+                tensors[f"{name}/{key}"] = value
+            else:
+                plain[f"{name}/{key}"] = value
     return tensors, plain
 
 

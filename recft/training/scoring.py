@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from recft.tasks._base import Task, Text
 if TYPE_CHECKING:
     from recft.data.store import Records
 
-__all__ = ["Encode", "Exam", "Scored", "score_model", "score_rows"]
+__all__ = ["Encode", "Exam", "Scored", "few_records", "score_model", "score_rows"]
 
 Encode = Callable[[Sequence[Text]], np.ndarray]
 """Texts -> (N, K) float32."""
@@ -70,6 +70,29 @@ class Scored:
     left_out: int = 0
     top: np.ndarray | None = None
     top_scores: np.ndarray | None = None
+
+
+def few_records(exam: Exam, most: int) -> Exam:
+    """The exam on at most so many records, spread over the split."""
+    records = exam.records
+    if len(records) <= most:
+        return exam
+    chosen = np.linspace(0, len(records) - 1, most).round().astype(int)
+    spans = [np.arange(records.offsets[row], records.offsets[row + 1]) for row in chosen]
+    pairs = np.concatenate(spans)
+    part = replace(
+        records,
+        keys=[records.keys[row] for row in chosen],
+        queries=None if records.queries is None else [records.queries[row] for row in chosen],
+        users=None if records.users is None else records.users[chosen],
+        starts=None if records.starts is None else records.starts[chosen],
+        cuts=None if records.cuts is None else records.cuts[chosen],
+        times=None if records.times is None else records.times[chosen],
+        offsets=np.cumsum([0, *(len(span) for span in spans)]),
+        items=records.items[pairs],
+        grades=records.grades[pairs],
+    )
+    return replace(exam, records=part)
 
 
 def score_model(exam: Exam, encode: Encode) -> Scored:

@@ -37,7 +37,7 @@ def main() -> None:
         return
     runs = [
         once(given.out / f"{name}-f{fold}-s{seed}", name, [f"data.split.fold={fold}", f"seed={seed}"], "test")
-        for name, seed, fold in itertools.product(given.recipes, given.seeds, given.folds)
+        for seed, name, fold in itertools.product(given.seeds, given.recipes, given.folds)
     ]
     show(compare(runs))
 
@@ -75,7 +75,9 @@ def show(found: dict[str, object]) -> None:
     print("| row | nDCG@10 | 95% | runs | n |\n|---|---|---|---|---|")
     for row in found["rows"]:  # type: ignore[attr-defined]
         low, high = row["ci"]["ndcg@10"]
-        print(f"| {row['run']} | {row['scores']['ndcg@10']:.4f} | {low:.4f} - {high:.4f} | {row['runs']} | {row['n']} |")
+        print(
+            f"| {row['run']} | {row['scores']['ndcg@10']:.4f} | {low:.4f} - {high:.4f} | {row['runs']} | {row['n']} |"
+        )
     print("\n| difference | nDCG@10 | 95% |\n|---|---|---|")
     for name, difference in found["paired"].items():  # type: ignore[attr-defined]
         low, high = difference["ndcg@10"]["ci"]

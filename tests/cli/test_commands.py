@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -216,6 +216,8 @@ def test_recommend_takes_a_query_a_history_or_a_user(run: Run, verb: Any, tmp_pa
     noted = verb("recommend", places)
     code, out, _ = run("recommend", tmp_path, "--history", "1, 2,3", "--top", "2")
     assert code == 0
+    listen = noted["options"].pop("listen")
+    assert callable(listen)
     assert noted["options"] == {"query": None, "history": ["1", "2", "3"], "user": None, "top": 2}
     assert out.index("保温瓶") < out.index("mug")
     assert run("recommend", tmp_path, "--query", "mug", "--json", "-")[1].startswith("[")
@@ -286,14 +288,36 @@ def test_listings_name_every_member(run: Run, listing: str) -> None:
 
 def test_compare_shows_runs_and_differences(run: Run, verb: Any, tmp_path: Path) -> None:
     found = {
-        "rows": [{"run": "a", "scores": {"ndcg@10": 0.7}}, {"run": "b", "scores": {"ndcg@10": 0.8, "mrr": 0.4}}],
+        "split": "valid",
+        "rows": [
+            {"run": "a", "runs": 3, "n": 116, "scores": {"ndcg@10": 0.7}, "ci": {"ndcg@10": [0.6, 0.8]}},
+            {"run": "b", "runs": 3, "n": 116, "scores": {"ndcg@10": 0.8, "mrr": 0.4}, "ci": {"ndcg@10": None}},
+        ],
         "paired": {"b - a": {"ndcg@10": {"mean": 0.1, "ci": [0.05, 0.15], "n": 9}}},
     }
     noted = verb("compare", found)
-    code, out, _ = run("compare", tmp_path / "a", tmp_path / "b")
+    code, out, _ = run("compare", tmp_path / "a", tmp_path / "b", "--split", "valid")
     assert code == 0
     assert noted["args"] == ([tmp_path / "a", tmp_path / "b"],)
+    assert noted["options"] == {"split": "valid"}
+    assert "0.7000 [0.6000, 0.8000]" in out
     assert "+0.1000 [+0.0500, +0.1500] *" in out
+
+
+def test_recommend_scores_a_file(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[Any] = []
+
+    def many(source: Path, table: Path, out: Path, top: int, listen: Any) -> dict[str, Any]:
+        noted.append((source, table, out, top))
+        return {"rows": 1234, "out": str(out), "top": top}
+
+    module = ModuleType("recft.recommend")
+    module.recommend_file = many  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "recft.recommend", module)
+    code, out, _ = run("recommend", tmp_path, "--input", "q.csv", "--out", "r.parquet", "--top", "3")
+    assert code == 0
+    assert noted == [(tmp_path, Path("q.csv"), Path("r.parquet"), 3)]
+    assert out == "1,234 lists: r.parquet\n"
 
 
 def test_every_other_process_of_a_launch_is_silent(

@@ -22,7 +22,7 @@ OPTIONS = {
     "export": ["RUN", "--to", "--out", "--onto", "--force"],
     "verify": ["DIR"],
     "recommend": ["RUN_OR_EXPORT", "--query", "--history", "--user", "--input", "--out", "--top"],
-    "compare": ["RUN..."],
+    "compare": ["RUN...", "--split"],
     "methods": [],
     "tasks": [],
     "exports": [],

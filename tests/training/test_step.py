@@ -1,0 +1,154 @@
+"""One step's gradients: cached or at once, on one process or two, they are the same sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ToyRecipe
+from torch import Tensor
+
+from recft import registry
+from recft.data.store import Store
+from recft.prepare import prepare
+from recft.training import assemble
+from recft.training.assemble import Tuned
+from recft.training.step import Gradients, Sums, gradients
+
+
+@dataclass
+class Ranks:
+    """One of some processes that compute one after another: what the others would send is added from outside."""
+
+    num_processes: int = 1
+    process_index: int = 0
+    others: Tensor | None = None
+    mine: Tensor | None = None
+
+    def reduce(self, tensor: Tensor, reduction: str = "sum") -> Tensor:
+        self.mine = tensor.clone()
+        return tensor if self.others is None else tensor + self.others
+
+
+@dataclass(frozen=True)
+class Work:
+    """A batch and what its gradients are computed with."""
+
+    tuned: Tuned
+    texts: Sequence[Any]
+    loss: Callable[[Tensor], Tensor]
+
+    def run(self, micro_batch: int, ranks: Ranks | None = None, **options: Any) -> tuple[Sums, dict[str, Tensor]]:
+        """The sums and every parameter's gradient."""
+        parameters = {**self.tuned.attached.parameters(), **self.tuned.heads}
+        for parameter in parameters.values():
+            parameter.grad = None
+        work = Gradients(
+            self.tuned.model.train(), self.tuned.tokenizer, lambda: None, ranks or Ranks(), seed=5, **options
+        )
+        sums = gradients(work, self.texts, self.loss, micro_batch)
+        return sums, {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+
+
+@pytest.fixture
+def work(toy_recipe: ToyRecipe, tmp_path: Path) -> Callable[..., Work]:
+    def make(task: str, kind: str = "encoder", dropout: float = 0.0, **sections: Any) -> Work:
+        recipe = toy_recipe(task, kind, {"name": "lora", "rank": 4}, tune={"dropout": dropout}, **sections)
+        store: Store = prepare(recipe, tmp_path / "data")
+        member = registry.load("recft.tasks", task)
+        tuned = assemble.new(recipe, 4, (), torch.device("cpu"))
+        with torch.no_grad():  # away from B = 0, where A has no gradient
+            for number, parameter in enumerate(tuned.attached.parameters().values()):
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.1)
+        rows = np.arange(6)
+        batch = member.batch(recipe.task, store.records("train"), rows, store.item_texts, np.random.default_rng(0))
+        return Work(tuned, batch.texts, lambda outputs: member.loss(recipe.task, outputs, batch))
+
+    return make
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys() and expected
+    for name, grad in expected.items():
+        assert grad.any(), f"{name} has no gradient: nothing is compared"
+        difference = (found[name] - grad).norm() / grad.norm()
+        assert difference < 1e-5, f"{name}: {difference:.1e}"
+
+
+@pytest.mark.parametrize("kind", ["encoder", "causal"])
+@pytest.mark.parametrize("task", ["retrieval", "next-item", "purchase"])
+def test_cached_gradients_equal_those_of_one_pass(task: str, kind: str, work: Callable[..., Work]) -> None:
+    job = work(task, kind)
+    whole, expected = job.run(len(job.texts))
+    for micro_batch in (1, 2):
+        sums, found = job.run(micro_batch)
+        assert sums.loss == pytest.approx(whole.loss, rel=1e-5) and sums.n_tokens == whole.n_tokens
+        assert_close(found, expected)
+
+
+def test_one_pass_equals_autograd_without_any_chunks(work: Callable[..., Work]) -> None:
+    from recft.models.text_model import padded, tokenize
+
+    job = work("retrieval")
+    _, found = job.run(len(job.texts))
+    model, tokenizer = job.tuned.model, job.tuned.tokenizer
+    tokens = tokenize(tokenizer, job.texts, 32)
+    batch = padded(tokens, np.arange(len(tokens)), int(tokenizer.pad_token_id), model.device, 32)
+    parameters = job.tuned.attached.parameters()
+    grads = torch.autograd.grad(job.loss(model(**batch)), list(parameters.values()))
+    assert_close(found, dict(zip(parameters, grads, strict=True)))
+
+
+def test_dropout_is_the_same_in_both_passes(work: Callable[..., Work]) -> None:
+    job = work("retrieval", dropout=0.5)
+    # Chunks of two rows, a graph for one or two: the same masks, and so the same loss.
+    first, expected = job.run(2)
+    second, found = job.run(2)
+    assert first == second
+    assert all(torch.equal(found[name], grad) for name, grad in expected.items())
+    assert first.loss != work("retrieval").run(2)[0].loss, "dropout did nothing"
+
+
+@pytest.mark.parametrize("micro_batch", [2, 64])
+def test_the_shares_of_two_processes_sum_to_one_process(micro_batch: int, work: Callable[..., Work]) -> None:
+    job = work("retrieval")
+    whole, expected = job.run(len(job.texts))
+    sent = []
+    for index in range(2):  # what each sends; its gradients are of half the outputs, and of no use
+        ranks = Ranks(2, index)
+        job.run(micro_batch, ranks)
+        sent.append(ranks.mine)
+    shares = []
+    for index in range(2):
+        sums, found = job.run(micro_batch, Ranks(2, index, others=sent[1 - index]))
+        assert sums.loss == pytest.approx(whole.loss, rel=1e-5)
+        shares.append(found)
+    zero = {name: torch.zeros_like(grad) for name, grad in expected.items()}
+    assert_close({name: sum(share.get(name, zero[name]) for share in shares) for name in expected}, expected)
+
+
+def test_the_penalty_and_the_scale_reach_gradients_and_not_the_loss_that_is_told(work: Callable[..., Work]) -> None:
+    job = work("retrieval")
+    plain, expected = job.run(64)
+    parameters = job.tuned.attached.parameters()
+
+    def with_penalty(micro_batch: int) -> tuple[Sums, dict[str, Tensor]]:
+        for parameter in parameters.values():
+            parameter.grad = None
+
+        def penalty() -> Tensor:
+            return torch.stack([parameter.sum() for parameter in parameters.values()]).sum()
+
+        work = Gradients(job.tuned.model, job.tuned.tokenizer, penalty, Ranks(), seed=5, loss_scale=8.0)
+        sums = gradients(work, job.texts, job.loss, micro_batch)
+        return sums, {name: parameter.grad / 8 for name, parameter in parameters.items() if parameter.grad is not None}
+
+    for micro_batch in (64, 2):
+        sums, found = with_penalty(micro_batch)
+        assert sums.loss == pytest.approx(plain.loss, rel=1e-5)
+        assert_close(found, {name: grad + 1 for name, grad in expected.items()})
