@@ -22,7 +22,7 @@ from recft.run import Listener, RunFolder, atomic_file, hash_file, read_json, si
 from recft.training.assemble import Tuned, check, open_adapter
 from recft.training.scoring import Exam, Scored, pointwise, score_model, score_rows
 
-__all__ = ["evaluate", "exam_of", "open_run", "refuse_no_effect"]
+__all__ = ["evaluate", "exam_of", "open_run", "refuse_no_effect", "without_nan"]
 
 NO_EFFECT = 1e-7
 
@@ -85,7 +85,7 @@ def evaluate(
     predictions = folder.predictions(split)
     _write_predictions(predictions, rows, exam, store)
     report["predictions"] = {"path": predictions.name, "sha256": hash_file(predictions)}
-    report = _without_nan(report)
+    report = without_nan(report)
     checked = [gate_rules.check(gate, report, other) for gate in wanted]
     report["gates"] = [
         {"gate": gate, "passed": passed, "line": line} for gate, (passed, line) in zip(gates, checked, strict=True)
@@ -242,10 +242,10 @@ def _write_predictions(path: Path, rows: dict[str, Scored], exam: Exam, store: S
         pl.DataFrame(columns).write_parquet(draft)
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """The value with every NaN as None: a score is undefined, and JSON knows no NaN."""
     if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
+        return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_without_nan(inner) for inner in value]
+        return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and value != value else value

@@ -313,7 +313,8 @@ class _Export:
         )
         if noise["kl"] > noise["bound"]:
             found["wrong"].append(
-                f"the k-bit model as evaluated is {noise['kl']:.2e} (KL) from its own float32 weights, above {noise['bound']:.2e}"
+                f"the model as evaluated is {noise['kl']:.2e} (KL) from its own float32 weights, "
+                f"above {noise['bound']:.2e}"
             )
         found["verdict"] = "failed" if found["wrong"] else "passed"
         return _plain(found)

@@ -148,7 +148,9 @@ class ModelSettings(Settings):
     quantization: Literal["none", "int8", "nf4", "fp4"] = "none"
     double_quantization: bool = False
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Literal["auto", "sdpa", "eager"] = Field(
+        default="auto", description="auto: eager in bfloat16 on a CPU, where SDPA's backward pass is slow, else sdpa"
+    )
     trust_remote_code: bool = False
 
 
@@ -195,7 +197,6 @@ class EvalSettings(Settings):
 
     metrics: tuple[str, ...] | None = Field(default=None, description="the task's own where absent")
     baselines: tuple[str, ...] = ()
-    slices: tuple[str, ...] = ()
     candidates: Literal["all", "judged"] = Field(default="all", description="rank the catalogue, or judged items only")
     mask_history: bool = Field(default=False, description="items of the history are neither candidates nor targets")
     bootstrap: Annotated[int, Field(ge=100)] = 1000

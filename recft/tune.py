@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from recft import registry
 from recft.data.store import Store
 from recft.errors import DataError, TuneError, problem
-from recft.evaluate import exam_of, open_run, refuse_no_effect
+from recft.evaluate import exam_of, open_run, refuse_no_effect, without_nan
 from recft.metrics import _base as metrics
 from recft.models.base import base_hash
 from recft.models.text_model import encode
@@ -273,7 +273,7 @@ class _Tuning:
         read_adapter_into(tuned, other_folder.adapter)
 
     def _end(self, tuned: Tuned, progress: Progress, job: Job) -> None:
-        """Keeps the last adapter where none was judged, draws the curves, and checks that the adapter does something."""
+        """Keeps the last adapter where none was judged, draws the curves, and makes sure that it has an effect."""
         if job.evaluation is None:
             save_adapter(tuned, self.folder.adapter)
         curves(self.folder.metrics, self.folder.curves)
@@ -293,7 +293,9 @@ class _Tuning:
         read_adapter_into(tuned, start_folder.adapter)
         scores["old adapter"] = {name: score_model(exam, encoder).values for name, exam in exams.items()}
         read_adapter_into(tuned, self.folder.adapter)
-        write_json(self.folder.root / "eval" / "start_from.json", scores | {"best_step": progress.best_step})
+        write_json(
+            self.folder.root / "eval" / "start_from.json", without_nan(scores | {"best_step": progress.best_step})
+        )
         for adapter in ("old adapter", "new adapter"):
             for exam, values in scores[adapter].items():
                 shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())

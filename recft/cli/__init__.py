@@ -8,6 +8,7 @@ a bug and shows its traceback. Nothing here imports torch: verbs do, and they ar
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -64,6 +65,9 @@ def _version(asked: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and leaves with its exit code."""
+    # torch and bitsandbytes each bring an OpenMP runtime: threads that spin while they wait take the cores from the
+    # other one's, which on a busy machine makes k-bit tuning several times slower. Read when torch is first loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a title is shown even where the locale lacks its signs

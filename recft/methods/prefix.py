@@ -60,7 +60,7 @@ class PrefixSettings(MethodSettings):
     virtual_tokens: Positive = 16
     init: Literal["sink", "data", "text", "random"] = Field(
         default="sink",
-        description="start from the base's keys and values for its resting token, training texts or init_text, or noise",
+        description="start from the base's keys and values for its resting token, training texts, init_text, or noise",
     )
     init_text: str | None = Field(default=None, description="the words of init: text, repeated up to virtual_tokens")
 

@@ -120,7 +120,7 @@ def config_of(settings: ModelSettings) -> PretrainedConfig:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(resolve(settings.base), **_hub(settings))
+        config: PretrainedConfig = AutoConfig.from_pretrained(resolve(settings.base), **_hub(settings))
     except (OSError, ValueError) as error:
         raise ModelError(
             problem(
@@ -131,6 +131,7 @@ def config_of(settings: ModelSettings) -> PretrainedConfig:
                 "and its own code needs model.trust_remote_code",
             )
         ) from error
+    return config
 
 
 def kind_of(config: PretrainedConfig) -> str:
@@ -248,7 +249,7 @@ def load_base(
                 resolve(settings.base),
                 dtype=dtype,
                 use_safetensors=True,
-                attn_implementation=settings.attention,
+                attn_implementation=_attention(settings, device, dtype),
                 output_loading_info=True,
                 **_hub(settings),
                 **extra,
@@ -270,6 +271,12 @@ def load_base(
         _steady_quantized_layers(model, device)
     missing: Mapping[str, Any] | set[str] = info["missing_keys"]
     return Base(model=model, new_parameters=tuple(sorted(name for name in missing if not name.startswith("pooler."))))
+
+
+def _attention(settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> str:
+    if settings.attention != "auto":
+        return settings.attention
+    return "eager" if device.type == "cpu" and dtype.itemsize == 2 else "sdpa"
 
 
 def base_hash(settings: ModelSettings) -> str:

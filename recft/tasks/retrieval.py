@@ -88,8 +88,12 @@ class Retrieval:
         return contrastive_loss(outputs, batch, config, base)
 
     def contexts(
-        self, config: RetrievalSettings, records: Records, rows: np.ndarray, items: Sequence[str]
-    ) -> list[Text]:  # noqa: ARG002
+        self,
+        config: RetrievalSettings,
+        records: Records,
+        rows: np.ndarray,
+        items: Sequence[str],  # noqa: ARG002
+    ) -> list[Text]:
         """The queries."""
         assert records.queries is not None  # noqa: S101
         return [config.query_prompt + records.queries[row] for row in rows]

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from recft.errors import TuneError, problem
+from recft.errors import RecftError, TuneError, problem
 from recft.run import atomic_folder, read_json, write_json, write_text
 from recft.training.assemble import save_tensors
 
@@ -74,7 +74,7 @@ def load(path: Path, fingerprint: str) -> tuple[Progress, dict[str, Tensor]]:
     try:
         progress = Progress(**read_json(path / "progress.json"))
         tensors = load_file(path / "state.safetensors")
-    except (SafetensorError, FileNotFoundError, TypeError) as error:
+    except (SafetensorError, FileNotFoundError, TypeError, RecftError) as error:
         raise TuneError(
             problem(
                 str(path),

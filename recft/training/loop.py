@@ -247,7 +247,8 @@ class _Loop:
                     "tune.micro_batch_size",
                     f"memory ran out with {size} texts a forward pass ({message.splitlines()[0]})",
                     "one text must fit; several processes do not search for the size",
-                    "set a smaller tune.micro_batch_size or tune.max_tokens, tune.gradient_checkpointing: true, or a quantized base",
+                    "set a smaller tune.micro_batch_size or tune.max_tokens, tune.gradient_checkpointing: true, "
+                    "or a quantized base",
                 )
             )
         self.optimizer.zero_grad(set_to_none=True)

@@ -74,7 +74,7 @@ def test_a_single_text_that_does_not_fit_says_what_to_do(
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(TextModel, "forward", none)
-    with pytest.raises(TuneError, match="1 texts a forward pass.*fix: .*tune.max_tokens"):
+    with pytest.raises(TuneError, match=r"1 texts a forward pass.*fix: .*tune.max_tokens"):
         tune(toy_recipe(method=LORA), tmp_path / "run")
 
 
@@ -85,7 +85,7 @@ def test_other_errors_of_the_machine_are_not_taken_for_memory(
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(TextModel, "forward", broken)
-    with pytest.raises(RuntimeError, match="illegal"):
+    with pytest.raises(RuntimeError, match=r"illegal"):
         tune(toy_recipe(method=LORA), tmp_path / "run")
 
 
@@ -119,7 +119,7 @@ def test_the_running_average_is_what_its_formula_says(
         decay = min(0.3, (1 + step) / (10 + step))
         expected = {name: decay * expected[name] + (1 - decay) * value for name, value in values.items()}
     assert_near(adapter_of(tmp_path / "run"), expected, 1e-6)
-    assert not torch.equal(*(list(tensors.values())[0] for tensors in (adapter_of(tmp_path / "run"), seen[-1])))
+    assert not torch.equal(*(next(iter(tensors.values())) for tensors in (adapter_of(tmp_path / "run"), seen[-1])))
 
 
 def test_interpolation_goes_part_of_the_way_from_the_start(
@@ -147,7 +147,7 @@ def test_adalora_ends_with_its_target_rank_and_keeps_off_what_is_off(
     method = {"name": "adalora", "rank": 2, "initial_rank": 4}
     recipe = toy_recipe(method=method, tune={"max_steps": 12, "average": average, "checkpoint_every_steps": 100})
     tune(recipe, tmp_path / "run")
-    config, tensors = load_adapter(tmp_path / "run" / "adapter")
+    _, tensors = load_adapter(tmp_path / "run" / "adapter")
     last = read_json(tmp_path / "run" / "manifest.json")
     values = [tensor for name, tensor in tensors.items() if name.endswith("lora_E")]
     assert last["best_step"] > 0
@@ -258,7 +258,7 @@ def test_an_adapter_that_gets_no_gradient_is_an_error(
         return output.detach() + 0 * output
 
     monkeypatch.setattr(TextModel, "forward", cut_off)
-    with pytest.raises(TuneError, match="no gradient reaches its parameters.*method.layers"):
+    with pytest.raises(TuneError, match=r"no gradient reaches its parameters.*method.layers"):
         tune(toy_recipe(method=LORA), tmp_path / "run")
 
 
@@ -278,7 +278,7 @@ def test_one_batch_without_anything_to_learn_is_none(
 
 
 def test_an_adapter_without_effect_is_an_error(toy_recipe: ToyRecipe, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="switching it off changes outputs by 0.0e\\+00"):
+    with pytest.raises(ModelError, match=r"switching it off changes outputs by 0.0e\+00"):
         tune(toy_recipe(method=LORA, tune={"learning_rate": 1e-30, "weight_decay": 0.0}), tmp_path / "run")
 
 
@@ -289,7 +289,7 @@ def test_a_loss_that_is_not_finite_is_an_error(
     monkeypatch.setattr(task, "loss", lambda self, config, outputs, *rest: outputs.sum() / 0)
     for dtype in ("float32", "float16"):
         recipe = toy_recipe(method=LORA, model={"compute_dtype": dtype})
-        with pytest.raises(TuneError, match="not finite at step 0.*tune.learning_rate"):
+        with pytest.raises(TuneError, match=r"not finite at step 0.*tune.learning_rate"):
             tune(recipe, tmp_path / dtype)
 
 
@@ -308,10 +308,7 @@ def test_smaller_dtypes_tune(dtype: str, task: str, toy_recipe: ToyRecipe, tmp_p
 def test_float16_leaves_out_a_step_that_overflows_and_halves_its_scale(
     toy_recipe: ToyRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "FIRST_LOSS_SCALE", 2.0**120)  # overflows float32 gradients too
-    task = type(registry.load("recft.tasks", "retrieval"))
-    loss = task.loss
-    monkeypatch.setattr(task, "loss", lambda *args: 1e4 * loss(*args))
+    monkeypatch.setattr(loop, "FIRST_LOSS_SCALE", 2.0**30)
     recipe = toy_recipe(
         method=LORA,
         model={"compute_dtype": "float16"},
@@ -319,7 +316,7 @@ def test_float16_leaves_out_a_step_that_overflows_and_halves_its_scale(
     )
     tune(recipe, tmp_path / "run")
     progress = read_json(next((tmp_path / "run" / "checkpoints").iterdir()) / "progress.json")
-    assert progress["loss_scale"] < 2.0**120
+    assert progress["loss_scale"] < 2.0**30
 
 
 # -- going on ---------------------------------------------------------------------------------------------------------
@@ -348,7 +345,7 @@ def test_a_run_starts_from_another_and_reports_both_adapters_on_both_tests(
 def test_another_method_cannot_be_started_from(toy_recipe: ToyRecipe, tmp_path: Path) -> None:
     tune(toy_recipe(method=LORA), tmp_path / "old")
     recipe = toy_recipe(method={"name": "lora", "rank": 2}, tune={"start_from": str(tmp_path / "old")})
-    with pytest.raises(TuneError, match="tune.start_from: .* has other method settings.*fix: copy"):
+    with pytest.raises(TuneError, match=r"tune.start_from: .* has other method settings.*fix: copy"):
         tune(recipe, tmp_path / "new")
 
 
@@ -369,7 +366,7 @@ def test_every_epoch_is_another_order_of_all_examples(toy_recipe: ToyRecipe) -> 
     job = dataclasses.make_dataclass("J", ["settings", "seed", "n_examples", "steps_per_epoch"])(settings, 3, 10, 3)
     rows = [loop._Loop._rows(dataclasses.make_dataclass("L", ["job"])(job), step).tolist() for step in range(6)]
     assert [len(part) for part in rows] == [4, 4, 2] * 2
-    epochs = [sum(rows[:3], []), sum(rows[3:], [])]
+    epochs = [[*rows[0], *rows[1], *rows[2]], [*rows[3], *rows[4], *rows[5]]]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10)) and epochs[0] != epochs[1]
 
 
@@ -409,7 +406,7 @@ def test_the_optimizers_state_goes_there_and_back(toy_recipe: ToyRecipe) -> None
 def test_an_8_bit_optimizer_is_refused_on_a_cpu(toy_recipe: ToyRecipe, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has an NVIDIA GPU")
-    with pytest.raises(TuneError, match="'adamw8bit' on cpu.*fix: set tune.optimizer: adamw"):
+    with pytest.raises(TuneError, match=r"'adamw8bit' on cpu.*fix: set tune.optimizer: adamw"):
         tune(toy_recipe(method=LORA, tune={"optimizer": "adamw8bit"}), tmp_path / "run")
 
 
