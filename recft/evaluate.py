@@ -85,7 +85,7 @@ def evaluate(
     predictions = folder.predictions(split)
     _write_predictions(predictions, rows, exam, store)
     report["predictions"] = {"path": predictions.name, "sha256": hash_file(predictions)}
-    report = without_nan(report)
+    report = dict(without_nan(report))
     checked = [gate_rules.check(gate, report, other) for gate in wanted]
     report["gates"] = [
         {"gate": gate, "passed": passed, "line": line} for gate, (passed, line) in zip(gates, checked, strict=True)
@@ -198,7 +198,9 @@ def _clusters(exam: Exam) -> np.ndarray:
 def _intervals(row: Scored, exam: Exam, n: int, seed: int) -> dict[str, list[float] | None]:
     if row.labels is not None:
         found = {
-            name: intervals.pointwise_interval(pointwise(name).pointwise, row.labels, n, seed) for name in row.values
+            name: intervals.pointwise_interval(pointwise(name).pointwise, row.labels, n, seed)
+            for name, value in row.values.items()
+            if not np.isnan(value)
         }
     else:
         clusters = _clusters(exam)
@@ -209,6 +211,8 @@ def _intervals(row: Scored, exam: Exam, n: int, seed: int) -> dict[str, list[flo
 def _differences(ours: Scored, theirs: Scored, exam: Exam, n: int, seed: int) -> dict[str, dict[str, Any]]:
     differences = {}
     for name in ours.values:
+        if np.isnan(ours.values[name]) or np.isnan(theirs.values[name]):
+            continue
         if ours.labels is not None and theirs.labels is not None:
             found = intervals.pointwise_paired(pointwise(name).pointwise, ours.labels, theirs.labels, n, seed)
         else:

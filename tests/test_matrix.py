@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ToyRecipe
 from safetensors.torch import load_file
 from transformers import BertForSequenceClassification
 
@@ -30,6 +29,8 @@ from recft.training.assemble import check, load_adapter, open_adapter
 from recft.training.scoring import score_model
 from recft.tune import tune
 from recft.verify import verify
+
+ToyRecipe = Callable[..., Recipe]
 
 QUANTIZATIONS = ("none", "int8", "nf4", "fp4")
 KINDS = ("encoder", "causal")
@@ -89,7 +90,9 @@ def scored(run: Path, recipe: Recipe) -> dict[str, Any]:
     for row in ("base", "tuned"):
         assert set(report[row]) == set(task.metrics)
         # Precision is undefined where nothing is said to be a yes.
-        assert all(report[row][name] is not None for name in task.metrics if name != "precision"), f"{row}: {report[row]}"
+        assert all(report[row][name] is not None for name in task.metrics if name != "precision"), (
+            f"{row}: {report[row]}"
+        )
     assert report["n"] > 0 and read_json(run / "eval" / "test.json")["tuned"] == report["tuned"]
     return report
 
@@ -116,6 +119,13 @@ def test_every_cell(method: str, quantization: str, kind: str, toy_recipe: ToyRe
     scored(run, recipe)
     for target in [target for target in ("merged", "adapter") if carries(run, target)][:1]:
         served(run, target, tmp_path / target)
+
+
+@pytest.mark.parametrize("settings", [{"average": 0.5}, {"average": 0.5, "interpolate": 0.5}])
+def test_what_is_served_in_the_parameters_place_is_resumed_too(
+    settings: dict[str, float], toy_recipe: ToyRecipe, tmp_path: Path
+) -> None:
+    tuned_and_resumed(toy_recipe(method=method_of("lora"), tune=settings), tmp_path)
 
 
 def carries(run: Path, target: str) -> bool:

@@ -13,7 +13,7 @@ from recft.cli._shell import console, is_plain, say
 from recft.run import Listener, silent
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderResult
     from rich.progress import Progress, TaskID
 
 __all__ = ["duration", "listening"]
@@ -111,6 +111,7 @@ class _Lines:
 
 @contextlib.contextmanager
 def _live() -> Iterator[Listener]:
+    from rich.live import Live
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     screen = console(sys.stderr)
@@ -119,23 +120,30 @@ def _live() -> Iterator[Listener]:
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}", markup=False),
         TimeElapsedColumn(),
         console=screen,
-        transient=True,
     )
-    with progress:
-        yield _Bars(progress, screen)
+    bars = _Bars(progress, screen)
+    with Live(bars, console=screen, transient=True, refresh_per_second=8):
+        yield bars
 
 
 class _Bars:
-    """A live bar for the stage that runs; finished stages leave a line."""
+    """A live bar for the stage that runs, its figures on a line of their own; what is told stays above."""
 
     def __init__(self, progress: Progress, screen: Console) -> None:
         self._progress = progress
         self._screen = screen
         self._task: TaskID | None = None
         self._name = ""
+        self._words = ""
+
+    def __rich_console__(self, _console: Console, _options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        yield self._progress.get_renderable()
+        if self._words:
+            yield Text(f"  {self._words}", style="dim")
 
     def __call__(self, event: str, values: Mapping[str, Any]) -> None:
         sentence = _sentence(event, values)
@@ -152,11 +160,12 @@ class _Bars:
     def _begin(self, name: str, total: float | None) -> None:
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._name = name
-        self._task = self._progress.add_task(name, total=total, figures="")
+        self._name, self._words = name, ""
+        self._task = self._progress.add_task(name, total=total)
 
-    def _move(self, name: str, done: float, total: float | None, figures: str) -> None:
+    def _move(self, name: str, done: float, total: float | None, words: str) -> None:
         if self._task is None or self._name != name:
             self._begin(name, total)
+        self._words = words
         if self._task is not None:
-            self._progress.update(self._task, completed=done, total=total, figures=figures)
+            self._progress.update(self._task, completed=done, total=total)

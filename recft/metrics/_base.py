@@ -184,6 +184,7 @@ class Metric:
         left_out: how many groups the pointwise score leaves out because it is undefined on them.
         higher_is_better: which way is up.
         needs_cutoff: a ranking score that says nothing without a cutoff.
+        needs_probabilities: a pointwise score of more than the order of scores: a popularity count has none.
     """
 
     summary: str
@@ -192,6 +193,7 @@ class Metric:
     left_out: Callable[[Labels], int] | None = None
     higher_is_better: bool = True
     needs_cutoff: bool = False
+    needs_probabilities: bool = False
 
 
 def parse(expression: str, output: Literal["ranking", "labels"] | None = None) -> tuple[str, int | None]:

@@ -24,4 +24,4 @@ def pointwise(labels: Labels, weights: np.ndarray) -> float:
     return float(weights[right].sum() / total) if total > 0 else float("nan")
 
 
-MEMBER = Metric(summary="share of answers that are right", pointwise=pointwise)
+MEMBER = Metric(summary="share of answers that are right", pointwise=pointwise, needs_probabilities=True)

@@ -28,4 +28,4 @@ def pointwise(labels: Labels, weights: np.ndarray) -> float:
     return float(2 * weights[answered & true].sum() / both) if both > 0 else float("nan")
 
 
-MEMBER = Metric(summary="harmonic mean of precision and recall", pointwise=pointwise)
+MEMBER = Metric(summary="harmonic mean of precision and recall", pointwise=pointwise, needs_probabilities=True)

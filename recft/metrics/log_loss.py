@@ -43,4 +43,9 @@ def pointwise(labels: Labels, weights: np.ndarray) -> float:
     return float(-(weights * np.log(right)).sum() / weights.sum())
 
 
-MEMBER = Metric(summary="how surprised the probabilities are by the truth", pointwise=pointwise, higher_is_better=False)
+MEMBER = Metric(
+    summary="how surprised the probabilities are by the truth",
+    pointwise=pointwise,
+    needs_probabilities=True,
+    higher_is_better=False,
+)

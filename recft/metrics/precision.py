@@ -43,5 +43,9 @@ def pointwise(labels: Labels, weights: np.ndarray) -> float:
 
 
 MEMBER = Metric(
-    summary="share of what was answered that is right", ranking=ranking, pointwise=pointwise, needs_cutoff=True
+    summary="share of what was answered that is right",
+    ranking=ranking,
+    pointwise=pointwise,
+    needs_probabilities=True,
+    needs_cutoff=True,
 )

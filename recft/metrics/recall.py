@@ -42,5 +42,9 @@ def pointwise(labels: Labels, weights: np.ndarray) -> float:
 
 
 MEMBER = Metric(
-    summary="share of what is relevant that was found", ranking=ranking, pointwise=pointwise, needs_cutoff=True
+    summary="share of what is relevant that was found",
+    ranking=ranking,
+    pointwise=pointwise,
+    needs_probabilities=True,
+    needs_cutoff=True,
 )

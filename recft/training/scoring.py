@@ -123,7 +123,7 @@ def score_rows(exam: Exam, scores: Callable[[Records, np.ndarray], np.ndarray]) 
         owners = np.repeat(np.arange(len(part)), np.diff(offsets)[part])
         here = slice(offsets[part[0]], offsets[part[-1] + 1])
         pairs[here] = block[owners, exam.records.items[here]]
-    return _labelled(exam, pairs) if exam.task.output == "labels" else _judged(exam, pairs)
+    return _labelled(exam, pairs, are_probabilities=False) if exam.task.output == "labels" else _judged(exam, pairs)
 
 
 def _blocks(n_records: int, n_items: int) -> list[np.ndarray]:
@@ -177,7 +177,7 @@ def _of_ranks(
     return Scored(values, per_record, None, n, len(ranks) - n, top, top_scores)
 
 
-def _labelled(exam: Exam, scores: np.ndarray) -> Scored:
+def _labelled(exam: Exam, scores: np.ndarray, are_probabilities: bool = True) -> Scored:
     records = exam.records
     owners = np.repeat(np.arange(len(records)), np.diff(records.offsets))
     clusters = np.unique(np.asarray(records.keys, dtype=object).astype(str), return_inverse=True)[1]
@@ -189,6 +189,9 @@ def _labelled(exam: Exam, scores: np.ndarray) -> Scored:
     for expression in exam.names:
         metric = pointwise(expression)
         assert metric.pointwise is not None  # noqa: S101  # parse has seen to it
+        if metric.needs_probabilities and not are_probabilities:
+            values[expression] = np.nan
+            continue
         values[expression] = metric.pointwise(labels, np.ones(len(scores)))
         if metric.left_out is not None:
             left_out = metric.left_out(labels)

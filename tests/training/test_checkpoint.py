@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ToyRecipe
 
 from recft.errors import TuneError
+from recft.recipe import Recipe
 from recft.run import read_json
 from recft.training import checkpoint, loop
 from recft.training.checkpoint import Progress
 from recft.training.signals import Terminated, waiting
+from recft.training.step import gradients
 from recft.tune import tune
+
+ToyRecipe = Callable[..., Recipe]
 
 
 def stop_after(step: int) -> Callable[[str, Mapping[str, Any]], None]:
@@ -146,7 +149,6 @@ def test_a_signal_waits_for_the_end_of_the_step_and_saves_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gradients = loop.gradients
     calls: list[int] = []
 
     def interrupted(*args: Any) -> Any:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import ToyRecipe
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -18,11 +18,14 @@ from recft import registry
 from recft.errors import ModelError, TuneError
 from recft.methods._base import SAVED_PREFIX
 from recft.models.text_model import TextModel
+from recft.recipe import Recipe
 from recft.run import read_json
 from recft.training import assemble, loop, optimizer
 from recft.training.assemble import Tuned, load_adapter
 from recft.training.schedule import learning_rate
 from recft.tune import tune
+
+ToyRecipe = Callable[..., Recipe]
 
 LORA = {"name": "lora", "rank": 4}
 NO_DROPOUT: dict[str, Any] = {"dropout": 0.0}
@@ -129,15 +132,6 @@ def test_interpolation_goes_part_of_the_way_from_the_start(
     seen = trajectory(recipe, tmp_path / "run", monkeypatch)
     expected = {name: start + 0.25 * (seen[-1][name] - start) for name, start in seen[0].items()}
     assert_near(adapter_of(tmp_path / "run"), expected, 1e-6)
-
-
-@pytest.mark.parametrize("settings", [{"average": 0.5}, {"interpolate": 0.5}, {"average": 0.5, "interpolate": 0.5}])
-def test_what_is_served_is_resumed_to_the_same_bytes(
-    settings: dict[str, float], toy_recipe: ToyRecipe, tmp_path: Path
-) -> None:
-    from test_matrix import tuned_and_resumed
-
-    tuned_and_resumed(toy_recipe(method=LORA, tune=settings), tmp_path)
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
@@ -270,7 +264,7 @@ def test_one_batch_without_anything_to_learn_is_none(
 
     def first_is_flat(self: Any, config: Any, outputs: Tensor, *rest: Any) -> Tensor:
         calls.append(1)
-        found = loss(self, config, outputs, *rest)
+        found: Tensor = loss(self, config, outputs, *rest)
         return 0 * found if len(calls) == 1 else found
 
     monkeypatch.setattr(task, "loss", first_is_flat)

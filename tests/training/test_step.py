@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ToyRecipe
 from torch import Tensor
 
 from recft import registry
 from recft.data.store import Store
 from recft.prepare import prepare
+from recft.recipe import Recipe
 from recft.training import assemble
 from recft.training.assemble import Tuned
 from recft.training.step import Gradients, Sums, gradients
+
+ToyRecipe = Callable[..., Recipe]
 
 
 @dataclass
@@ -129,7 +131,8 @@ def test_the_shares_of_two_processes_sum_to_one_process(micro_batch: int, work: 
         assert sums.loss == pytest.approx(whole.loss, rel=1e-5)
         shares.append(found)
     zero = {name: torch.zeros_like(grad) for name, grad in expected.items()}
-    assert_close({name: sum(share.get(name, zero[name]) for share in shares) for name in expected}, expected)
+    first, second = shares
+    assert_close({name: first.get(name, zero[name]) + second.get(name, zero[name]) for name in expected}, expected)
 
 
 def test_the_penalty_and_the_scale_reach_gradients_and_not_the_loss_that_is_told(work: Callable[..., Work]) -> None:
