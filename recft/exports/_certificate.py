@@ -99,19 +99,19 @@ def _log_softmax(scores: np.ndarray) -> np.ndarray:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
-def compare(reference: np.ndarray, other: np.ndarray, temperature: float) -> dict[str, Any]:
-    """The distances between two score matrices of the same rows."""
+def compare(reference: np.ndarray, other: np.ndarray, temperature: float, rounding: float = 1e-6) -> dict[str, Any]:
+    """The distances between two score matrices of the same rows; scores nearer than `rounding` may change places."""
     difference = np.abs(reference - other)
     return {
         "rows": len(reference),
         "largest_score_difference": float(difference.max(initial=0)),
         "mean_score_difference": float(difference.mean()) if difference.size else 0.0,
         "kl": kl_divergence(reference, other, temperature),
-        "top_k_agreement": _agreement(reference, other),
+        "top_k_agreement": _agreement(reference, other, rounding),
     }
 
 
-def _agreement(reference: np.ndarray, other: np.ndarray) -> float:
+def _agreement(reference: np.ndarray, other: np.ndarray, rounding: float) -> float:
     """The share of the reference's first ten that the other has too; near-equal scores may change places.
 
     A column that the other ranks tenth or better counts where the reference's own score for it is not below its
@@ -122,7 +122,7 @@ def _agreement(reference: np.ndarray, other: np.ndarray) -> float:
         return 1.0
     theirs = np.argpartition(-other, depth - 1, axis=1)[:, :depth]
     tenth = -np.sort(-reference, axis=1)[:, depth - 1 : depth]
-    return float((np.take_along_axis(reference, theirs, axis=1) >= tenth - 1e-6).mean())
+    return float((np.take_along_axis(reference, theirs, axis=1) >= tenth - rounding).mean())
 
 
 def judge(found: Mapping[str, Any], tolerances: Tolerances, effect_kl: float, is_float32: bool) -> list[str]:

@@ -14,7 +14,7 @@ __all__ = ["history_text"]
 def history_text(
     records: Records, record: int, items: Sequence[str], last: int, liked_from: float | None = None
 ) -> str:
-    """The texts of a record's `last` items, newest first, each once; with `liked_from`, liked and disliked apart."""
+    """The texts of a record's `last` items, newest first, each once; with `liked_from`, each marked."""
     history = records.history(record)[::-1]
     ratings = None
     if liked_from is not None and records.log_ratings is not None:
@@ -26,6 +26,5 @@ def history_text(
         chosen.setdefault(items[item], ratings is None or bool(ratings[place] >= liked_from))
     if ratings is None:
         return "; ".join(chosen)
-    liked = "; ".join(text for text, yes in chosen.items() if yes) or "-"
-    disliked = "; ".join(text for text, yes in chosen.items() if not yes) or "-"
-    return f"liked: {liked} | disliked: {disliked}"
+    # Each item carries its own mark: two lists one after the other would lose the second to a cut.
+    return "; ".join(f"{text} ({'liked' if yes else 'disliked'})" for text, yes in chosen.items())

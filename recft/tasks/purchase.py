@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MEMBER"]
 
+MOST_CHARACTERS = 1000
+"""Of a candidate's text: a page-long one must not push the question out."""
+
 
 class PurchaseSettings(TaskSettings):
     """Settings of `task: purchase`."""
@@ -94,7 +97,8 @@ class Purchase:
 
     def _text(self, config: PurchaseSettings, records: Records, row: int, pair: int, items: Sequence[str]) -> Text:
         history = history_text(records, row, items, config.history_items, config.liked_from)
-        return config.before + history, config.between + items[records.items[pair]] + config.after
+        candidate = items[records.items[pair]][:MOST_CHARACTERS]
+        return config.before + history, config.between + candidate + config.after
 
     def needs_base(self, config: PurchaseSettings) -> bool:  # noqa: ARG002
         """No."""
