@@ -20,7 +20,7 @@ from recft.recipe import Recipe
 from recft.reports import gates as gate_rules
 from recft.run import Listener, RunFolder, atomic_file, hash_file, read_json, silent, write_json
 from recft.training.assemble import Tuned, check, open_adapter
-from recft.training.scoring import Exam, Scored, pointwise, score_model, score_rows
+from recft.training.scoring import Exam, Scored, few_records, pointwise, score_model, score_rows
 
 __all__ = ["evaluate", "exam_of", "open_run", "refuse_no_effect", "without_nan"]
 
@@ -75,12 +75,15 @@ def evaluate(
     check(recipe)
     wanted = [gate_rules.parse(gate) for gate in gates]  # a slip of the pen is told before minutes of scoring
     other = read_json(Path(reference)) if reference else None
-    exam = exam_of(recipe, store, split)
+    whole = exam_of(recipe, store, split)
+    exam = few_records(whole, recipe.eval.records) if recipe.eval.records else whole
     started = time.perf_counter()
     tuned = open_adapter(recipe, folder.adapter)
     refuse_no_effect(tuned, exam)
     rows = _score_all(exam, tuned, store, recipe, listen)
     report = _report(rows, exam, recipe, store, split)
+    if len(exam.records) < len(whole.records):
+        report["protocol"]["subset"] = f"{len(exam.records):,} of {len(whole.records):,} records, spread over the split"
     report["seconds"] = round(time.perf_counter() - started, 2)
     predictions = folder.predictions(split)
     _write_predictions(predictions, rows, exam, store)

@@ -198,6 +198,9 @@ class EvalSettings(Settings):
     metrics: tuple[str, ...] | None = Field(default=None, description="the task's own where absent")
     baselines: tuple[str, ...] = ()
     candidates: Literal["all", "judged"] = Field(default="all", description="rank the catalogue, or judged items only")
+    records: Positive | None = Field(
+        default=None, description="score so many records, spread over the split, and say so; all where absent"
+    )
     mask_history: bool = Field(default=False, description="items of the history are neither candidates nor targets")
     bootstrap: Annotated[int, Field(ge=100)] = 1000
     batch_tokens: Annotated[int, Field(ge=64)] = 16384

@@ -1,4 +1,4 @@
-"""Every recipe in recipes/ loads, says how it is run, and runs two steps on a toy base and tables of its own columns."""
+"""Every recipe in recipes/ loads, says how it is run, and runs two steps on a toy base and toy tables."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def toy_tables(data: DataSettings, folder: Path) -> list[str]:
     ids = [str(100 + number) for number in range(30)]
     items = []
     for number, name in enumerate(ids):
-        row = {column: f"{WORDS[number % 12]} {WORDS[number * 5 % 12]} {number}" for column in data.items.text}
-        items.append({**row, data.items.id: name})
+        text = f"{WORDS[number % 12]} {WORDS[number * 5 % 12]} {number}"
+        items.append({**dict.fromkeys(data.items.text, text), data.items.id: name})
     tables: dict[str, list[dict[str, Any]]] = {"items": items}
     if data.queries is not None and data.queries.item is not None:
         names = data.queries.query, data.queries.item, str(data.queries.grade)

@@ -43,8 +43,8 @@ _SHOP_SETTINGS = """\
 task:   {name: retrieval, judged_per_query: 8}
 method: {name: lora, rank: 16}
 tune:
-  epochs: 6
-  learning_rate: 1e-3
+  epochs: 4
+  learning_rate: 2e-3
   batch_size: 32
   max_tokens: 48
   early_stopping: {metric: ndcg@10, patience: 3}

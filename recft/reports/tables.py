@@ -137,6 +137,7 @@ def protocol(facts: Mapping[str, Any]) -> str:
         f"{facts.get('split')} split by {facts.get('split_by')}",
         f"n = {number(facts.get('n'))} {facts.get('counted', 'records')}{left_out}",
     ]
+    parts += [f"a subset: {facts['subset']}"] if facts.get("subset") else []
     if facts.get("counted") != "pairs":
         among = f"{number(facts['n_candidates'])} " if facts.get("n_candidates") else ""
         parts.append(f"candidates: {among}({facts.get('candidates')})")
