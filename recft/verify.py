@@ -70,7 +70,5 @@ def verify(folder: Path | str, listen: Listener = silent) -> dict[str, Any]:
             + "\n"
             + "\n".join(found["worst_rows"])
         )
-    return {
-        **description,
-        "certificate": {**found, "certified_at_export": {"engine": old["engine"], "version": old["version"]}},
-    }
+    found |= {"tolerances": old["tolerances"], "at_export": {"engine": old["engine"], "version": old["version"]}}
+    return {**description, "certificate": found}

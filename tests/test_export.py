@@ -100,7 +100,7 @@ def test_verify_finds_a_changed_byte_a_missing_file_and_no_export(run: Path, tmp
     export(run, "merged", tmp_path / "out")
     (run / "adapter").rename(run / "gone")  # nothing of the run is read
     certified = verify(tmp_path / "out")
-    assert certified["certificate"]["certified_at_export"]["engine"] == "transformers"
+    assert certified["certificate"]["at_export"]["engine"] == "transformers"
     weights = tmp_path / "out" / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))

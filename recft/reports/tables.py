@@ -132,15 +132,17 @@ def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
 
 def protocol(facts: Mapping[str, Any]) -> str:
     """What a figure means, in one line: the split, how many, among which candidates, what is masked or sampled."""
-    left_out = f" ({number(facts['left_out'])} without a relevant candidate left out)" if facts.get("left_out") else ""
+    pairs = facts.get("counted") == "pairs"
+    why = "users with one class, left out of gauc" if pairs else "without a relevant candidate left out"
+    left_out = f" ({number(facts['left_out'])} {why})" if facts.get("left_out") else ""
     parts = [
         f"{facts.get('split')} split by {facts.get('split_by')}",
         f"n = {number(facts.get('n'))} {facts.get('counted', 'records')}{left_out}",
     ]
     parts += [f"a subset: {facts['subset']}"] if facts.get("subset") else []
-    if facts.get("counted") != "pairs":
-        among = f"{number(facts['n_candidates'])} " if facts.get("n_candidates") else ""
-        parts.append(f"candidates: {among}({facts.get('candidates')})")
+    if not pairs:
+        which, count = facts.get("candidates"), facts.get("n_candidates")
+        parts.append(f"candidates: {number(count)} ({which})" if count else f"candidates: {which}")
         parts.append("history masked" if facts.get("history_masked") else "history not masked")
         parts += [f"{facts['gain']} gain"] if facts.get("gain") else []
         parts += [f"ties: {facts['ties']}"] if facts.get("ties") else []

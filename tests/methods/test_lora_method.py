@@ -15,6 +15,7 @@ from method_toys import (
     output,
     plan_of,
     save,
+    shake,
     shaken,
     stock_output,
     stock_warnings,
@@ -145,3 +146,21 @@ def test_dora_over_int8_on_a_cpu_is_refused_before_a_model_is_loaded() -> None:
 def test_architectures_without_blocks_of_their_own_are_refused(name: str, architecture: str) -> None:
     assert refused(method_of(name).refusals, {"method.name": name, "architecture": architecture}) is not None
     assert refused(method_of(name).refusals, {"method.name": name, "architecture": "bert"}) is None
+
+
+def test_over_a_bfloat16_base_it_multiplies_in_bfloat16_and_stays_float32() -> None:
+    exact, _ = shaken("bert", "lora")
+    model = base_of("bert").to(torch.bfloat16)
+    adapter = method_of("lora").attach(model, config_of("lora"), plan_of())
+    shake(adapter)
+    assert {parameter.dtype for parameter in adapter.parameters().values()} == {torch.float32}
+    inside: list[torch.dtype] = []
+    layer = next(module for module in model.modules() if hasattr(module, "lora_A"))
+    layer.lora_A["default"].register_forward_pre_hook(lambda _module, args: inside.append(args[0].dtype))  # type: ignore[index,union-attr,operator]
+    found, expected = output(model).float(), output(exact)
+    assert inside == [torch.bfloat16]
+    assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.999
+    output(model).float().sum().backward()
+    gradients = [parameter.grad for parameter in adapter.parameters().values()]
+    assert all(gradient is not None and gradient.dtype == torch.float32 for gradient in gradients)
+    assert any(bool(gradient.any()) for gradient in gradients if gradient is not None)

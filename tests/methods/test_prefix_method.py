@@ -156,13 +156,32 @@ def test_starting_from_words_is_as_if_they_stood_before_the_text() -> None:
 def test_starting_from_texts_takes_real_tokens_and_repeats_them_where_they_are_few() -> None:
     model = base_of("llama")
     n_real = int(MASK.sum())
-    adapter = method_of("prefix").attach(model, config_of("prefix", virtual_tokens=n_real + 2), plan_of())
+    adapter = method_of("prefix").attach(model, config_of("prefix", init="data", virtual_tokens=n_real + 2), plan_of())
     (start,) = adapter.tensors().values()
     real = IDS[MASK.bool()]
     plain: Any = base_of("llama")
     hidden, layer = plain.embed_tokens(torch.cat([real, real[:2]])), plain.layers[0]
     values = layer.self_attn.v_proj(layer.input_layernorm(hidden))
     assert torch.allclose(start.view(n_real + 2, 6, -1)[:, 1], values, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "model_kind"), [("bert", "encoder"), ("llama", "causal")])
+def test_starting_from_the_sink_takes_the_resting_token_of_each_text(kind: str, model_kind: str) -> None:
+    plan = Plan(kind=model_kind, base="toy", samples=[INPUTS])
+    adapter = method_of("prefix").attach(base_of(kind), config_of("prefix", virtual_tokens=len(IDS)), plan)
+    (start,) = adapter.tensors().values()
+    plain: Any = base_of(kind)
+    last = MASK.sum(dim=1) - 1 if model_kind == "encoder" else torch.zeros(len(IDS), dtype=torch.long)
+    if kind == "bert":
+        layer = plain.encoder.layer[0].attention.self
+        values = layer.value(plain.embeddings(IDS))
+    else:
+        layer = plain.layers[0]
+        values = layer.self_attn.v_proj(layer.input_layernorm(plain.embed_tokens(IDS)))
+    expected = values[torch.arange(len(IDS)), last]
+    found = start.view(len(IDS), 6, -1)[:, 1]
+    assert torch.allclose(found, expected, atol=0.1 * float(start.std())), "up to the noise that sets rows apart"
+    assert not torch.equal(found[0], found[1]), "equal virtual tokens would stay equal"
 
 
 def test_an_init_without_its_texts_is_refused() -> None:
