@@ -18,11 +18,11 @@ from recft.metrics import _intervals as intervals
 from recft.models.text_model import encode
 from recft.recipe import Recipe
 from recft.reports import gates as gate_rules
-from recft.run import Listener, RunFolder, atomic_file, hash_file, read_json, silent, write_json
+from recft.run import Listener, RunFolder, atomic_file, hash_file, read_json, silent, without_nan, write_json
 from recft.training.assemble import Tuned, check, open_adapter
 from recft.training.scoring import Exam, Scored, few_records, pointwise, score_model, score_rows
 
-__all__ = ["evaluate", "exam_of", "open_run", "refuse_no_effect", "without_nan"]
+__all__ = ["evaluate", "exam_of", "open_run", "refuse_no_effect"]
 
 NO_EFFECT = 1e-7
 
@@ -247,12 +247,3 @@ def _write_predictions(path: Path, rows: dict[str, Scored], exam: Exam, store: S
                 ]
     with atomic_file(path) as draft:
         pl.DataFrame(columns).write_parquet(draft)
-
-
-def without_nan(value: Any) -> Any:
-    """The value with every NaN as None: a score is undefined, and JSON knows no NaN."""
-    if isinstance(value, dict):
-        return {key: without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and value != value else value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,17 +18,17 @@ from recft.data.store import Store
 from recft.errors import ExportError, problem
 from recft.evaluate import exam_of, open_run
 from recft.exports import _certificate as certificate
-from recft.exports._base import Engine, Export, Source
+from recft.exports._base import Export, Source
 from recft.exports._certificate import Rows
 from recft.models.base import base_hash
-from recft.models.text_model import Serving, cut, encode, tokenize
+from recft.models.text_model import Serving, cut, encode
 from recft.models.weights import float32_base
-from recft.recipe import ModelSettings, Recipe, Tolerances
-from recft.run import Listener, RunFolder, atomic_file, hash_file, read_json, silent, write_json
+from recft.recipe import ModelSettings, Recipe
+from recft.run import Listener, RunFolder, atomic_file, hash_file, read_json, silent, without_nan, write_json
 from recft.training.assemble import Tuned, check, load_adapter, open_adapter
-from recft.training.scoring import Encode, Exam, few_records, score_model
+from recft.training.scoring import Exam, few_records, score_model
 
-__all__ = ["DESCRIPTION", "ITEMS", "ROWS", "certify", "export"]
+__all__ = ["DESCRIPTION", "ITEMS", "ROWS", "export"]
 
 DESCRIPTION, ROWS, ITEMS = "recft-export.json", "certificate/rows.parquet", "items.parquet"
 MOST_ITEMS = 1000
@@ -194,7 +194,7 @@ class _Export:
             return onto, "as asked"
         if self.recipe.model.quantization == "none":
             return "original", "an unquantized base has its original weights only"
-        if "merged" not in self.target.needs and self.to == "adapter":
+        if not self.target.carries_base:
             return "dequantized", "an adapter is served over the base it was tuned on"
         task = registry.load("recft.tasks", self.recipe.task.name)
         exam = exam_of(self.recipe, self.store, "valid", (task.monitor,))
@@ -226,8 +226,7 @@ class _Export:
             dtype=getattr(torch, self.recipe.export.dtype),
         )
         self.target.write(source, draft)
-        if self.store.table == "queries" or self.recipe.task.name == "next-item":
-            _write_items(draft / ITEMS, self.store)
+        _write_items(draft / ITEMS, self.store)
         self.listen("stage", {"name": "certifying in the serving engine"})
         serving = reference.model.serving
         found = self._certificate(draft, reference, serving)
@@ -292,15 +291,17 @@ class _Export:
         if not len(exam.records):
             exam, split = exam_of(self.recipe, self.store, "train"), "train"
         small = few_records(exam, self.recipe.export.rows)
-        expected = _remembering(partial(encode, reference.model, reference.tokenizer))
+        expected = certificate.remembering(partial(encode, reference.model, reference.tokenizer))
         rows = _rows(small, expected, reference)
         rows.write(draft / ROWS)
         noise = self._noise(rows, serving)
         engine = self.target.open(draft, serving)
-        found = certify(engine, rows, serving, reference.tokenizer, self.recipe.export.tolerances, noise["effect_kl"])
+        found = certificate.certify(
+            engine, rows, serving, reference.tokenizer, self.recipe.export.tolerances, noise["effect_kl"]
+        )
         task = registry.load("recft.tasks", self.recipe.task.name)
         before = score_model(small, expected).values
-        after = score_model(small, _remembering(partial(_served, engine, serving))).values
+        after = score_model(small, certificate.remembering(partial(certificate.served, engine, serving))).values
         found |= {"split": split, "metrics": {"reference": before, "served": after}, "metric": task.monitor}
         found["metric_change"] = after[task.monitor] - before[task.monitor]
         found |= {
@@ -317,7 +318,7 @@ class _Export:
                 f"above {noise['bound']:.2e}"
             )
         found["verdict"] = "failed" if found["wrong"] else "passed"
-        return _plain(found)
+        return dict(without_nan(found))
 
     def _noise(self, rows: Rows, serving: Serving) -> dict[str, Any]:
         """How far the model as it was evaluated is from its float32 weights, beside the adapter's own effect.
@@ -347,47 +348,6 @@ class _Export:
         }
 
 
-def _remembering(encode: Encode) -> Encode:
-    """The same function, computing each text once."""
-    known: dict[Any, np.ndarray] = {}
-
-    def remembering(texts: Sequence[Any]) -> np.ndarray:
-        new = [text for text in dict.fromkeys(texts) if text not in known]
-        known.update(zip(new, encode(new), strict=True) if new else ())
-        return np.stack([known[text] for text in texts]) if len(texts) else np.zeros((0, 0), np.float32)
-
-    return remembering
-
-
-def _served(engine: Engine, serving: Serving, texts: Any) -> np.ndarray:
-    """The engine's outputs for texts of any length: (body, tail) texts are cut as recft cuts them."""
-    return engine.encode(cut(engine.tokenizer, texts, serving.max_tokens))
-
-
-def certify(
-    engine: Engine, rows: Rows, serving: Serving, tokenizer: Any, tolerances: Tolerances, effect_kl: float
-) -> dict[str, Any]:
-    """The distances between the engine's scores and the rows' reference, and a verdict on them."""
-    plain = partial(_served, engine, serving)
-    encoder = _remembering(plain)
-    reference, served = certificate.reference_scores(rows), certificate.scores_by(rows, encoder)
-    found: dict[str, Any] = {"engine": engine.name, "version": engine.version, "dtype": engine.dtype}
-    # A smaller dtype keeps 8 (bfloat16) or 11 bits of a score: nearer ones have no order.
-    rounding = 1e-6 if engine.dtype == "float32" else 2**-7 * float(np.abs(reference).max(initial=0))
-    found |= certificate.compare(reference, served, serving.temperature, rounding)
-    together = encoder(rows.contexts)
-    # Texts of other lengths beside it must not change a row: each of a few is passed alone.
-    alone = [np.abs(plain([text])[0] - together[row]).max() for row, text in enumerate(rows.contexts[:8])]
-    found["batch_change"] = float(max(alone, default=0.0))
-    texts = cut(tokenizer, [*rows.contexts], serving.max_tokens)
-    ours, theirs = (tokenize(t, texts, serving.max_tokens) for t in (tokenizer, engine.tokenizer))
-    found["tokenization_differs"] = sum(a["input_ids"] != b["input_ids"] for a, b in zip(ours, theirs, strict=True))
-    found["worst_rows"] = certificate.worst_rows(rows, reference, served)
-    found["wrong"] = certificate.judge(found, tolerances, effect_kl, engine.dtype == "float32")
-    found["verdict"] = "failed" if found["wrong"] else "passed"
-    return _plain(found)
-
-
 def _rows(exam: Exam, encoder: Callable[[Any], np.ndarray], reference: Tuned) -> Rows:
     """The certificate's rows: contexts, and of rankings the items that matter to them and some others."""
     numbers = np.arange(len(exam.records))
@@ -408,15 +368,3 @@ def _write_items(path: Path, store: Store) -> None:
     """The catalogue, so that an export can rank it with nothing else."""
     with atomic_file(path) as draft:
         pl.DataFrame({"id": store.item_ids, "text": store.item_texts, "title": store.item_titles}).write_parquet(draft)
-
-
-def _plain(found: dict[str, Any]) -> dict[str, Any]:
-    """The same with NaN as null, for JSON."""
-    return {
-        key: _plain(value)
-        if isinstance(value, dict)
-        else None
-        if isinstance(value, float) and value != value
-        else value
-        for key, value in found.items()
-    }

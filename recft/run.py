@@ -25,6 +25,7 @@ __all__ = [
     "hash_folder",
     "read_json",
     "silent",
+    "without_nan",
     "write_json",
     "write_text",
 ]
@@ -135,6 +136,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Writes JSON with two spaces and a last newline, whole or not at all; NaN is refused."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def without_nan(value: Any) -> Any:
+    """The value with every NaN as None: a score is undefined, and JSON knows no NaN."""
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and value != value else value
 
 
 def read_json(path: Path) -> Any:

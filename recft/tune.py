@@ -19,14 +19,24 @@ from safetensors.torch import load_file
 from recft import registry
 from recft.data.store import Store
 from recft.errors import DataError, TuneError, problem
-from recft.evaluate import exam_of, open_run, refuse_no_effect, without_nan
+from recft.evaluate import exam_of, open_run, refuse_no_effect
 from recft.metrics import _base as metrics
 from recft.models.base import base_hash
 from recft.models.text_model import encode
 from recft.prepare import prepare
 from recft.recipe import Recipe
 from recft.reports.plots import curves
-from recft.run import Listener, RunFolder, atomic_file, hash_bytes, read_json, silent, write_json, write_text
+from recft.run import (
+    Listener,
+    RunFolder,
+    atomic_file,
+    hash_bytes,
+    read_json,
+    silent,
+    without_nan,
+    write_json,
+    write_text,
+)
 from recft.training import assemble, manifest, memory
 from recft.training.assemble import BASE_HEAD, Tuned, check, read_adapter_into, save_adapter, save_tensors
 from recft.training.checkpoint import Progress

@@ -7,8 +7,8 @@ from typing import Any
 
 from recft import registry
 from recft.errors import ExportError, problem
-from recft.export import DESCRIPTION, ROWS, certify
-from recft.exports._certificate import Rows
+from recft.export import DESCRIPTION, ROWS
+from recft.exports._certificate import Rows, certify
 from recft.models.text_model import Serving
 from recft.recipe import Tolerances
 from recft.run import Listener, hash_file, read_json, silent

@@ -92,12 +92,14 @@ class Export(Protocol):
     """One target format.
 
     `needs` names the Source's optional parts that it cannot do without (`merged`, `plain_lora`); `extra` the
-    optional dependency to install, or None.
+    optional dependency to install, or None; `carries_base` is False where the artefact is served over a base that it
+    does not hold.
     """
 
     summary: str
     needs: tuple[str, ...]
     extra: str | None
+    carries_base: bool
     refusals: tuple[Refusal, ...]
 
     def write(self, source: Source, folder: Path) -> None:

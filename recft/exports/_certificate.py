@@ -8,18 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from recft.exports._base import Engine
+from recft.models.text_model import Serving, cut, tokenize
 from recft.recipe import Tolerances
-from recft.run import atomic_file
+from recft.run import atomic_file, without_nan
 
-__all__ = ["Rows", "compare", "judge", "kl_divergence", "reference_scores", "scores_by", "worst_rows"]
+__all__ = [
+    "Rows",
+    "certify",
+    "compare",
+    "judge",
+    "kl_divergence",
+    "reference_scores",
+    "remembering",
+    "scores_by",
+    "served",
+    "worst_rows",
+]
 
 Text = str | tuple[str, str]
+Encode = Callable[[Sequence[Text]], np.ndarray]
 TOP = 10
 
 
@@ -162,3 +177,44 @@ def worst_rows(rows: Rows, reference: np.ndarray, other: np.ndarray, n: int = 5)
         text = rows.contexts[row] if isinstance(rows.contexts[row], str) else " | ".join(rows.contexts[row])
         lines.append(f"{text[:60]!r}: {reference[row, column]:.6f} tuned, {other[row, column]:.6f} served")
     return lines
+
+
+def remembering(encode: Encode) -> Encode:
+    """The same function, computing each text once."""
+    known: dict[Any, np.ndarray] = {}
+
+    def remembering(texts: Sequence[Any]) -> np.ndarray:
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        known.update(zip(new, encode(new), strict=True) if new else ())
+        return np.stack([known[text] for text in texts]) if len(texts) else np.zeros((0, 0), np.float32)
+
+    return remembering
+
+
+def served(engine: Engine, serving: Serving, texts: Any) -> np.ndarray:
+    """The engine's outputs for texts of any length: (body, tail) texts are cut as recft cuts them."""
+    return engine.encode(cut(engine.tokenizer, texts, serving.max_tokens))
+
+
+def certify(
+    engine: Engine, rows: Rows, serving: Serving, tokenizer: Any, tolerances: Tolerances, effect_kl: float
+) -> dict[str, Any]:
+    """The distances between the engine's scores and the rows' reference, and a verdict on them."""
+    plain = partial(served, engine, serving)
+    encoder = remembering(plain)
+    expected, found_scores = reference_scores(rows), scores_by(rows, encoder)
+    found: dict[str, Any] = {"engine": engine.name, "version": engine.version, "dtype": engine.dtype}
+    # A smaller dtype keeps 8 (bfloat16) or 11 bits of a score: nearer ones have no order.
+    rounding = 1e-6 if engine.dtype == "float32" else 2**-7 * float(np.abs(expected).max(initial=0))
+    found |= compare(expected, found_scores, serving.temperature, rounding)
+    together = encoder(rows.contexts)
+    # Texts of other lengths beside it must not change a row: each of a few is passed alone.
+    alone = [np.abs(plain([text])[0] - together[row]).max() for row, text in enumerate(rows.contexts[:8])]
+    found["batch_change"] = float(max(alone, default=0.0))
+    texts = cut(tokenizer, [*rows.contexts], serving.max_tokens)
+    ours, theirs = (tokenize(t, texts, serving.max_tokens) for t in (tokenizer, engine.tokenizer))
+    found["tokenization_differs"] = sum(a["input_ids"] != b["input_ids"] for a, b in zip(ours, theirs, strict=True))
+    found["worst_rows"] = worst_rows(rows, expected, found_scores)
+    found["wrong"] = judge(found, tolerances, effect_kl, engine.dtype == "float32")
+    found["verdict"] = "failed" if found["wrong"] else "passed"
+    return dict(without_nan(found))

@@ -50,6 +50,7 @@ class Adapter:
     summary = "the adapter in PEFT's layout, served over its base"
     needs: tuple[str, ...] = ()
     extra: str | None = None
+    carries_base: bool = False
     refusals: tuple[Refusal, ...] = (
         Refusal(
             when={"method.name": "bottleneck"},

@@ -40,6 +40,7 @@ class Merged:
     summary = "a plain transformers model in safetensors, loaded by from_pretrained"
     needs: tuple[str, ...] = ("merged",)
     extra: str | None = None
+    carries_base: bool = True
     refusals: tuple[Refusal, ...] = ()
 
     def write(self, source: Source, folder: Path) -> None:

@@ -42,6 +42,7 @@ class Onnx:
     summary = "one graph for ONNX Runtime, prefix and bottleneck inside"
     needs: tuple[str, ...] = ()
     extra: str | None = "onnx"
+    carries_base: bool = True
     refusals: tuple[Refusal, ...] = ()
 
     def write(self, source: Source, folder: Path) -> None:

@@ -35,6 +35,7 @@ class SentenceTransformers:
     summary = "a folder for SentenceTransformer(...) (bi-encoders)"
     needs: tuple[str, ...] = ("merged",)
     extra: str | None = "sentence-transformers"
+    carries_base: bool = True
     refusals: tuple[Refusal, ...] = (
         Refusal(
             when={"head": ("classifier", "answers")},

@@ -150,13 +150,14 @@ def test_architectures_without_blocks_of_their_own_are_refused(name: str, archit
 
 def test_over_a_bfloat16_base_it_multiplies_in_bfloat16_and_stays_float32() -> None:
     exact, _ = shaken("bert", "lora")
-    model = base_of("bert").to(torch.bfloat16)
+    model: Any = base_of("bert")
+    model.to(torch.bfloat16)
     adapter = method_of("lora").attach(model, config_of("lora"), plan_of())
     shake(adapter)
     assert {parameter.dtype for parameter in adapter.parameters().values()} == {torch.float32}
     inside: list[torch.dtype] = []
     layer = next(module for module in model.modules() if hasattr(module, "lora_A"))
-    layer.lora_A["default"].register_forward_pre_hook(lambda _module, args: inside.append(args[0].dtype))  # type: ignore[index,union-attr,operator]
+    layer.lora_A["default"].register_forward_pre_hook(lambda _module, args: inside.append(args[0].dtype))
     found, expected = output(model).float(), output(exact)
     assert inside == [torch.bfloat16]
     assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.999
