@@ -72,8 +72,11 @@ def tune(
     check(recipe)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     if accelerator.is_main_process:
-        _claim(folder, recipe, resume, force)
+        _refuse_other_run(folder, recipe, resume, force)
+        # Data first: a recipe that prepare refuses leaves nothing behind that the next try would have to force.
         prepare(recipe, out=folder.data, force=True, listen=listen)
+        if not resume:
+            _begin(folder, recipe)
     accelerator.wait_for_everyone()
     store = Store.open(folder.data)
     done = read_json(folder.manifest) if resume and folder.manifest.is_file() else {}
@@ -85,15 +88,18 @@ def tune(
     return record
 
 
-def _claim(folder: RunFolder, recipe: Recipe, resume: bool, force: bool) -> None:
-    """Makes the folder this run's own: nothing of another run is overwritten unasked."""
-    text = recipe.to_yaml()
+def _refuse_other_run(folder: RunFolder, recipe: Recipe, resume: bool, force: bool) -> None:
+    """Nothing, where the folder is free, or this run's own: another run is never overwritten unasked.
+
+    Raises:
+        TuneError: it is another's.
+    """
     if resume:
         if not folder.recipe.is_file():
             raise TuneError(
                 problem(str(folder.root), "holds no run", "--resume goes on with one", "leave --resume out")
             )
-        if folder.recipe.read_text(encoding="utf-8") != text:
+        if folder.recipe.read_text(encoding="utf-8") != recipe.to_yaml():
             raise TuneError(
                 problem(
                     str(folder.recipe),
@@ -102,8 +108,7 @@ def _claim(folder: RunFolder, recipe: Recipe, resume: bool, force: bool) -> None
                     "restore the recipe, or start anew with --force",
                 )
             )
-        return
-    if folder.recipe.exists() and not force:
+    elif folder.recipe.exists() and not force:
         raise TuneError(
             problem(
                 str(folder.root),
@@ -112,13 +117,17 @@ def _claim(folder: RunFolder, recipe: Recipe, resume: bool, force: bool) -> None
                 "go on with --resume, begin anew with --force, or name another --run",
             )
         )
+
+
+def _begin(folder: RunFolder, recipe: Recipe) -> None:
+    """Clears what an earlier run left in the folder, and writes the recipe: from here on the run can be resumed."""
     for old in (folder.adapter, folder.checkpoints, folder.root / "eval"):
         shutil.rmtree(old, ignore_errors=True)
     for file in (folder.metrics, folder.manifest, folder.curves, folder.root / BASE_HEAD):
         file.unlink(missing_ok=True)
     for events in folder.root.glob("events.out.tfevents*"):
         events.unlink()
-    write_text(folder.recipe, text)
+    write_text(folder.recipe, recipe.to_yaml())
 
 
 @contextlib.contextmanager

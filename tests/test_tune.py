@@ -18,7 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from recft import registry
+from recft.errors import DataError
 from recft.recipe import Recipe
+from recft.tune import tune
 
 ToyRecipe = Callable[..., Recipe]
 
@@ -173,3 +175,13 @@ def test_two_processes_tune_what_one_does(toy_recipe: ToyRecipe, tmp_path: Path)
         lines = [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
         losses.append([line["loss"] for line in lines if "loss" in line])
     assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_bad_data_leaves_no_run_behind_that_the_next_try_would_have_to_force(
+    toy_recipe: ToyRecipe, tmp_path: Path
+) -> None:
+    broken = toy_recipe(tune={"max_steps": 1}).model_dump(mode="json")
+    broken["data"]["items"]["path"] = str(tmp_path / "nowhere.csv")
+    with pytest.raises(DataError, match=r"nowhere\.csv"):
+        tune(Recipe.from_mapping(broken), run=tmp_path / "run")
+    assert tune(toy_recipe(tune={"max_steps": 1}), run=tmp_path / "run")["steps"] == 1
