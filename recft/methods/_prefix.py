@@ -52,9 +52,10 @@ class Spot:
 class Table(nn.Module):
     """The keys and values of all prefixes: (V, 2·layers·heads·size), as PEFT saves them."""
 
-    def __init__(self, start: Tensor) -> None:
+    def __init__(self, start: Tensor, dropout: float) -> None:
         super().__init__()
         self.prompt_embeddings = nn.Parameter(start)
+        self.dropout = nn.Dropout(dropout)
         self.enabled = True
 
 
@@ -69,7 +70,7 @@ class Prefix:
 
     def key_and_value(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, heads, V, size) for a batch of keys (B, heads, T, size), in its dtype."""
-        embeddings = self.table.prompt_embeddings
+        embeddings = self.table.dropout(self.table.prompt_embeddings)
         pairs = embeddings.view(embeddings.shape[0], -1, 2, self.heads, self.size)[:, self.row]
         pair = pairs.permute(1, 2, 0, 3).to(like.dtype)  # (2, heads, V, size)
         return pair[0].expand(like.shape[0], -1, -1, -1), pair[1].expand(like.shape[0], -1, -1, -1)
@@ -177,10 +178,10 @@ def _heads(key: Tensor) -> tuple[int, int]:
     return key.shape[1], key.shape[3]
 
 
-def put_in(model: PreTrainedModel, chosen: list[Spot], start: Tensor) -> Table:
+def put_in(model: PreTrainedModel, chosen: list[Spot], start: Tensor, dropout: float) -> Table:
     """The table (V, 2·layers·heads·size), its parts on the chosen attention modules of `model`."""
     body = cast("PreTrainedModel", model.base_model)
-    table = Table(start.to(model.device))
+    table = Table(start.to(model.device), dropout).train(model.training)
     body.add_module("prefix", table)
     for row, spot in enumerate(chosen):
         setattr(model.get_submodule(spot.name), NAME, Prefix(table, row, spot.heads, spot.size))

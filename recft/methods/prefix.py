@@ -105,9 +105,9 @@ class PrefixMethod:
             start = _of_the_sink(model, chosen, config.virtual_tokens, plan)
         else:
             start = _of_the_base(model, chosen, _row(config, plan))
-        return _put_in(model, chosen, start, _settings(model, config, chosen, len(every), plan))
+        return _put_in(model, chosen, start, _settings(model, config, chosen, len(every), plan), plan)
 
-    def restore(self, model: PreTrainedModel, config: Mapping[str, Any], plan: Plan) -> Adapter:  # noqa: ARG002
+    def restore(self, model: PreTrainedModel, config: Mapping[str, Any], plan: Plan) -> Adapter:
         """The prefix of a saved configuration."""
         import torch
 
@@ -116,7 +116,7 @@ class PrefixMethod:
         every = spots(model)
         chosen = [every[layer] for layer in config.get("layers", range(len(every)))]
         start = torch.zeros(config["num_virtual_tokens"], 2 * len(chosen) * config["token_dim"])
-        return _put_in(model, chosen, start, dict(config))
+        return _put_in(model, chosen, start, dict(config), plan)
 
     def expected_parameters(self, model: PreTrainedModel, config: PrefixSettings) -> int:
         """2 · virtual tokens · layers · key/value heads · head size."""
@@ -174,12 +174,14 @@ def _settings(
     return saved_config(saved, peft_type="PREFIX_TUNING_ON_LAYERS", layers=[spot.layer for spot in chosen])
 
 
-def _put_in(model: PreTrainedModel, chosen: list[Spot], start: Tensor, settings: Mapping[str, Any]) -> Adapter:
+def _put_in(
+    model: PreTrainedModel, chosen: list[Spot], start: Tensor, settings: Mapping[str, Any], plan: Plan
+) -> Adapter:
     from recft.methods._prefix import put_in, switched_off
 
     attention = model.config._attn_implementation
     freeze(model)
-    table = put_in(model, chosen, start)
+    table = put_in(model, chosen, start, plan.dropout)
     name = next(name for name, parameter in model.named_parameters() if parameter is table.prompt_embeddings)
     return Adapter(
         own={name: table.prompt_embeddings},

@@ -158,6 +158,9 @@ def new(recipe: Recipe, total_steps: int, texts: Sequence[Any], device: torch.de
         tokenize=together,
     )
     attached = registry.load("recft.methods", recipe.method.name).attach(base.model, recipe.method, plan)
+    if recipe.tune.gradient_checkpointing:
+        # The other, reentrant kind wants inputs with gradients, which a frozen base has not.
+        base.model.activation_checkpointing_enable({"use_reentrant": False})
     return _tuned(base, serving, tokenizer, attached)
 
 

@@ -23,19 +23,18 @@ from recft.errors import TuneError, problem
 from recft.models.text_model import encode
 from recft.recipe import TuneSettings
 from recft.run import Listener, RunFolder, silent
-from recft.tasks._base import Batch, Text
+from recft.tasks._base import Batch
 from recft.training import checkpoint, memory, optimizer
 from recft.training.assemble import Tuned
 from recft.training.checkpoint import Progress
 from recft.training.schedule import learning_rate
 from recft.training.signals import Waiting
-from recft.training.step import Gradients, Ranks, Sums, gradients
+from recft.training.step import CHUNK_TOKENS, Gradients, Ranks, Sums, gradients
 from recft.training.track import Track
 
 __all__ = ["Evaluation", "Job", "fit", "total_steps"]
 
 FIRST_LOSS_SCALE = 2.0**14
-MOST_BASE_OUTPUTS = 200_000
 MOST_STEPS_WITHOUT_GRADIENT = 5
 
 
@@ -163,7 +162,6 @@ class _Loop:
         decay = job.settings.average
         self.average = {name: tensor.detach().clone() for name, tensor in job.parameters.items()} if decay else {}
         self.start = {name: tensor.detach().clone() for name, tensor in job.parameters.items()} if self._bends else {}
-        self.base_outputs: dict[Text, np.ndarray] = {}
         self.track = Track(job.folder if job.is_main else None, job.listen if job.is_main else silent, self.total)
         self.checked = False
 
@@ -225,18 +223,17 @@ class _Loop:
         return sums
 
     def _base_outputs(self, batch: Batch) -> Tensor:
-        """The untuned base's outputs for a batch, (N, K); each text is computed once a run while there is room."""
+        """The untuned base's outputs for a batch, (N, K).
+
+        Computed anew each step, all texts together: an output kept from another batch may differ in its last bits,
+        and a resumed run would no longer be the uninterrupted one's equal.
+        """
         tuned = self.job.tuned
-        new = [text for text in batch.texts if text not in self.base_outputs]
-        if len(self.base_outputs) + len(new) > MOST_BASE_OUTPUTS:
-            self.base_outputs.clear()
-            new = list(batch.texts)
-        if new:
-            tuned.model.eval()
-            with tuned.as_base():
-                self.base_outputs.update(zip(new, encode(tuned.model, tuned.tokenizer, new), strict=True))
-            tuned.model.train()
-        return torch.as_tensor(np.stack([self.base_outputs[text] for text in batch.texts]), device=self.device)
+        tuned.model.eval()
+        with tuned.as_base():
+            outputs = encode(tuned.model, tuned.tokenizer, batch.texts, CHUNK_TOKENS)
+        tuned.model.train()
+        return torch.as_tensor(outputs, device=self.device)
 
     def _halve(self, n_texts: int, message: str) -> None:
         # Outside the except block: the traceback would keep the failed pass's tensors alive.

@@ -428,3 +428,35 @@ def test_a_prefix_starts_from_the_words_of_the_recipe(toy_recipe: ToyRecipe) -> 
     assert not torch.equal(words, start({"init": "text", "init_text": "usb cable"}))
     assert not torch.equal(words, start({}))
     assert np.isfinite(words.numpy()).all()
+
+
+@pytest.mark.parametrize("kind", ["encoder", "causal"])
+@pytest.mark.parametrize("method", registry.names("recft.methods"))
+def test_gradient_checkpointing_computes_layers_again_and_gives_the_same_adapter(
+    method: str, kind: str, toy_recipe: ToyRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+
+    def counting(folder: str, on: bool) -> dict[str, Tensor]:
+        recipe = toy_recipe(kind=kind, method={"name": method}, tune={"max_steps": 2, "gradient_checkpointing": on})
+        real = assemble.new
+
+        def new(*args: Any, **options: Any) -> Tuned:
+            tuned = real(*args, **options)
+            blocks = next(m for m in tuned.model.base.modules() if isinstance(m, torch.nn.ModuleList))
+            norm = next(m for m in blocks[0].modules() if "norm" in type(m).__name__.lower())
+            norm.register_forward_hook(lambda *_: passes.append(1) if tuned.model.training else None)
+            return tuned
+
+        monkeypatch.setattr(assemble, "new", new)
+        passes.clear()
+        tune(recipe, run=tmp_path / folder)
+        monkeypatch.setattr(assemble, "new", real)
+        return load_adapter(tmp_path / folder / "adapter")[1]
+
+    plain = counting("plain", on=False)
+    n_plain = len(passes)
+    again = counting("again", on=True)
+    assert len(passes) > n_plain, "a checkpointed block is passed once more in the backward pass"
+    for name, tensor in plain.items():
+        assert torch.allclose(tensor, again[name], atol=1e-5), name
