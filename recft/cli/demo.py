@@ -61,7 +61,10 @@ tune:
   batch_size: 16
   max_tokens: 64
   schedule: constant
+  betas: [0.9, 0.99]
   weight_decay: 0
+  average: 0.95
+  interpolate: 0.5
 eval:   {metrics: [ndcg@10], baselines: [bm25, popularity], candidates: judged}
 """
 
