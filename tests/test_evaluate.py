@@ -127,3 +127,12 @@ def test_a_baseline_for_other_data_is_refused(toy_recipe: ToyRecipe, tmp_path: P
     tune(toy_recipe("next-item", "encoder", LORA, eval={"baselines": ["bm25"]}), tmp_path / "run")
     with pytest.raises(DataError, match=r"eval.baselines: bm25 on interactions"):
         evaluate(tmp_path / "run")
+
+
+def test_sampled_negatives_are_called_sampled(toy_recipe: ToyRecipe, tmp_path: Path) -> None:
+    for labels, sampled in (({"negatives": 2}, True), ({"at_least": 4}, False)):
+        plain = toy_recipe(task="purchase", tune={"max_steps": 1}).model_dump(mode="json")
+        plain["data"]["labels"] = labels
+        run = tmp_path / str(sampled)
+        tune(Recipe.from_mapping(plain), run=run)
+        assert evaluate(run)["protocol"]["sampled"] is sampled
