@@ -119,6 +119,9 @@ def test_a_certificate_shows_what_is_allowed_beside_what_is() -> None:
     found = {
         "engine": "onnxruntime",
         "version": "1.27",
+        "dtype": "float32",
+        "effect_kl": 0.2,
+        "kl": 1e-9,
         "largest_score_difference": 2e-7,
         "top_k_agreement": 1.0,
         "metric": "ndcg@10",
@@ -130,9 +133,12 @@ def test_a_certificate_shows_what_is_allowed_beside_what_is() -> None:
     }
     rows = {row[0]: row[1:] for row in certificate(found, {"weights": "original", "reason": "as asked"}).rows}
     assert rows["engine"] == ("onnxruntime 1.27", "")
-    assert rows["weights"] == ("original", "as asked")
+    assert rows["weights"] == ("float32 original", "as asked")
     assert rows["largest score difference"] == ("2.0e-07", "<= 0.0001")
     assert rows["ndcg@10, tuned -> served"] == ("0.7000 -> 0.7010", "change <= 0.001")
     assert rows["from the k-bit model, KL"] == ("1.0e-04", "<= 0.002")
     assert rows["verdict"] == ("failed", "ndcg@10 changes by +0.0010")
     assert "rows compared" not in rows
+    smaller = {row[0]: row[1:] for row in certificate({**found, "dtype": "bfloat16", "kl": 1e-4}).rows}
+    assert smaller["largest score difference"] == ("2.0e-07", ""), "a smaller dtype is judged by KL"
+    assert smaller["scores' distance, KL"] == ("1.0e-04", "<= 0.002")
