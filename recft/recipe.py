@@ -285,11 +285,16 @@ class Recipe(Settings):
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML; `from_mapping` of it is equal to this one."""
+        text = self._dumped(allow_unicode=True)
+        # These end a line in YAML, and would be folded away: written as escapes they stay.
+        return self._dumped(allow_unicode=False) if any(end in text for end in "\x85\u2028\u2029") else text
+
+    def _dumped(self, allow_unicode: bool) -> str:
         stream = io.StringIO()
         yaml = YAML(typ="safe")
         yaml.default_flow_style = False
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-        yaml.allow_unicode = True
+        yaml.allow_unicode = allow_unicode
         yaml.width = 4096
         yaml.dump(self.model_dump(mode="json"), stream)
         return stream.getvalue()
