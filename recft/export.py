@@ -72,7 +72,11 @@ def export(
     draft = out.with_name(f"{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    description = work.write(draft, chosen, reason)
+    try:
+        description = work.write(draft, chosen, reason)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)  # whole or not at all
+        raise
     wrong = description["certificate"]["wrong"]
     final = out if not wrong else out.with_name(f"{out.name}.failed")
     shutil.rmtree(final, ignore_errors=True)

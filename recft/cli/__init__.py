@@ -11,6 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from errno import EDQUOT, ENOSPC
 from typing import NoReturn
 
 import typer
@@ -18,7 +19,7 @@ import typer
 from recft import registry
 from recft.cli._base import Command, Stopped, guarded, stoppable
 from recft.cli._shell import complain
-from recft.errors import RecftError
+from recft.errors import RecftError, problem
 
 __all__ = ["build", "main"]
 
@@ -63,6 +64,17 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+def _machine_s_fault(error: Exception) -> str | None:
+    """A message where the disk or its rights are to blame, whichever library noticed; None for a bug."""
+    text = str(error)
+    full = (isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT)) or "No space left on device" in text
+    if full:
+        return problem("disk", text, "there is room for what is written", "free some space, or write elsewhere")
+    if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError):
+        return problem(str(error.filename), str(error.strerror), "a path that can be written", "correct the path")
+    return None
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and leaves with its exit code."""
     # torch and bitsandbytes each bring an OpenMP runtime: threads that spin while they wait take the cores from the
@@ -80,4 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Stopped as stop:
         complain(str(stop), mark="stopped")
         sys.exit(stop.exit_code)
+    except Exception as error:
+        if not (message := _machine_s_fault(error)):
+            raise
+        complain(message)
+        sys.exit(1)
     sys.exit(0)

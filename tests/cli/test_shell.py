@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recft import cli
 from recft.cli._shell import complain, deliver, is_plain, say, show
 from recft.reports.tables import Sheet
 
@@ -79,3 +81,33 @@ def test_json_is_written_whole_and_keeps_chinese(tmp_path: Path, capsys: pytest.
     assert "保温瓶" in to.read_text(encoding="utf-8")
     assert list(to.parent.iterdir()) == [to]
     assert capsys.readouterr().out == "shown\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a.bin"), "rule: there is room"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "rule: there is room"),
+        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), "/root/x: Permission denied"),
+    ],
+)
+def test_a_full_disk_or_a_closed_folder_is_one_message_and_no_bug(
+    error: Exception, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing() -> None:
+        raise error
+
+    monkeypatch.setattr("recft.cli.build", failing)
+    with pytest.raises(SystemExit) as left:
+        cli.main([])
+    assert left.value.code == 1
+    assert words in capsys.readouterr().err
+
+
+def test_any_other_error_is_a_bug_and_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing() -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("recft.cli.build", failing)
+    with pytest.raises(KeyError, match="a bug"):
+        cli.main([])
