@@ -23,8 +23,9 @@ from recft.exports._certificate import Rows
 from recft.models.base import base_hash
 from recft.models.text_model import Serving, cut, encode
 from recft.models.weights import float32_base
-from recft.recipe import ModelSettings, Recipe
+from recft.recipe import Recipe
 from recft.run import Listener, RunFolder, atomic_file, hash_file, read_json, silent, without_nan, write_json
+from recft.schema import ModelSettings
 from recft.training.assemble import Tuned, check, load_adapter, open_adapter
 from recft.training.scoring import Exam, few_records, score_model
 

@@ -23,8 +23,9 @@ from recft.data.sources import existing
 from recft.data.splits import split_events, split_queries
 from recft.data.store import SPLITS, Log, Records, Split, Store, Table, write_records
 from recft.errors import DataError, RecftError, RecipeError, problem
-from recft.recipe import DataSettings, Recipe
+from recft.recipe import Recipe
 from recft.run import Listener, atomic_folder, hash_bytes, hash_file, hash_folder, read_json, silent, write_json
+from recft.schema import DataSettings
 
 __all__ = ["prepare"]
 

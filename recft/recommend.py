@@ -17,8 +17,8 @@ from recft.errors import DataError, RecipeError, problem
 from recft.evaluate import open_run
 from recft.export import DESCRIPTION, ITEMS
 from recft.models.text_model import Serving, cut, encode
-from recft.recipe import TaskSettings
 from recft.run import Listener, atomic_file, silent
+from recft.schema import TaskSettings
 from recft.tasks._base import Task, Text
 from recft.training.assemble import check, open_adapter
 from recft.verify import open_export

@@ -10,8 +10,8 @@ from recft.errors import ExportError, problem
 from recft.export import DESCRIPTION, ROWS
 from recft.exports._certificate import Rows, certify
 from recft.models.text_model import Serving
-from recft.recipe import Tolerances
 from recft.run import Listener, hash_file, read_json, silent
+from recft.schema import Tolerances
 
 __all__ = ["open_export", "verify"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from recft import registry
-from recft.recipe import MethodSettings, Settings, TaskSettings
+from recft.schema import MethodSettings, Settings, TaskSettings
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "recft"
@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tasks", "methods", "metrics", "baselines", "exports"),
     ("models", "data"),
     ("recipe", "run"),
+    ("schema",),
     ("registry",),
     ("errors",),
 )

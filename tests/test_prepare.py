@@ -21,7 +21,8 @@ from recft.data.store import SPLITS, Store
 from recft.data.text import normalise
 from recft.errors import DataError, RecipeError
 from recft.prepare import prepare
-from recft.recipe import DataSettings, MethodSettings, ModelSettings, Recipe, SplitSettings, TaskSettings, TuneSettings
+from recft.recipe import Recipe
+from recft.schema import DataSettings, MethodSettings, ModelSettings, SplitSettings, TaskSettings, TuneSettings
 
 Put = Callable[[str, str | bytes], str]
 Make = Callable[..., Recipe]

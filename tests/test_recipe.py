@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 from recft import registry
 from recft.errors import RecipeError
-from recft.recipe import MethodSettings, Recipe, TaskSettings, _settings_in
+from recft.recipe import Recipe, _settings_in
+from recft.schema import MethodSettings, TaskSettings
 
 README = Path(__file__).parents[1] / "README.md"
 TEXT = """

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from recft import Recipe, evaluate, tune
-from recft.recipe import DataSettings
+from recft.schema import DataSettings
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 WORDS = ["red", "blue", "steel", "bottle", "lamp", "chair", "杯子", "手机", "green", "wool", "scarf", "toner"]

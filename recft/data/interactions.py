@@ -16,8 +16,8 @@ from recft.data.ledger import Ledger, Rule, sift
 from recft.data.store import Log
 from recft.data.tables import batches
 from recft.errors import DataError, problem
-from recft.recipe import InteractionsTable
 from recft.run import Listener
+from recft.schema import InteractionsTable
 
 __all__ = ["read_interactions"]
 

@@ -11,7 +11,7 @@ from recft.data.columns import HAS_NUL, one_line
 from recft.data.ledger import Ledger, Rule, sift
 from recft.data.tables import batches
 from recft.errors import DataError, problem
-from recft.recipe import DataSettings, ItemsTable
+from recft.schema import DataSettings, ItemsTable
 
 __all__ = ["Catalogue", "read_items"]
 

@@ -15,7 +15,7 @@ from recft.data.ledger import Ledger, Rule, sift
 from recft.data.tables import batches
 from recft.data.text import normalise
 from recft.errors import DataError, RecipeError, problem
-from recft.recipe import DataSettings, GradesTable, QueriesTable
+from recft.schema import DataSettings, GradesTable, QueriesTable
 
 __all__ = ["Judgements", "read_judgements"]
 

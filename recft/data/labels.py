@@ -14,7 +14,7 @@ from recft.data.judgements import Judgements
 from recft.data.splits import Drafts, QueryDraft, Spans
 from recft.data.store import SPLITS, Log, Records, Split
 from recft.errors import RecipeError, problem
-from recft.recipe import LabelSettings
+from recft.schema import LabelSettings
 
 __all__ = ["event_records", "query_records"]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from recft.data.judgements import Judgements
 from recft.data.store import SPLITS, Log, Split
 from recft.errors import DataError, RecipeError, problem
-from recft.recipe import SplitSettings
+from recft.schema import SplitSettings
 
 __all__ = ["Drafts", "QueryDraft", "Spans", "split_events", "split_queries"]
 

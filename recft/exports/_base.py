@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from recft.errors import ExportError, problem
-from recft.recipe import ModelSettings
 from recft.registry import Refusal
+from recft.schema import ModelSettings
 
 if TYPE_CHECKING:
     import numpy as np

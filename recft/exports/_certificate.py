@@ -17,8 +17,8 @@ import polars as pl
 
 from recft.exports._base import Engine
 from recft.models.text_model import Serving, cut, tokenize
-from recft.recipe import Tolerances
 from recft.run import atomic_file, without_nan
+from recft.schema import Tolerances
 
 __all__ = [
     "Rows",

@@ -26,9 +26,9 @@ from recft.exports._engine import (
     tokens,
     unreadable,
 )
-from recft.recipe import ModelSettings
 from recft.registry import Refusal
 from recft.run import read_json, write_json
+from recft.schema import ModelSettings
 
 if TYPE_CHECKING:
     import numpy as np

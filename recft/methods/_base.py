@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from recft.recipe import MethodSettings
 from recft.registry import Refusal
+from recft.schema import MethodSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

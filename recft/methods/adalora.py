@@ -26,7 +26,7 @@ from recft.methods._base import SAVED_PREFIX, Plan
 from recft.methods._blocks import BLOCK_REFUSALS, linear_names, linear_shape, listed, narrow, shortest_names
 from recft.methods._directions import input_directions, orthonormal
 from recft.methods._peft import ADAPTER, inject, saved_config, task_type
-from recft.recipe import MethodSettings, Positive, Share
+from recft.schema import MethodSettings, Positive, Share
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -27,7 +27,7 @@ from recft.errors import ExportError, ModelError, problem
 from recft.methods._adapter import Adapter
 from recft.methods._base import SAVED_PREFIX, Plan, chosen_layers
 from recft.methods._blocks import BLOCK_REFUSALS, blocks, freeze, linear_shape
-from recft.recipe import MethodSettings, Positive
+from recft.schema import MethodSettings, Positive
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -35,8 +35,8 @@ from recft.methods._peft import (
     switched_off,
     task_type,
 )
-from recft.recipe import MethodSettings, Positive
 from recft.registry import Refusal
+from recft.schema import MethodSettings, Positive
 
 if TYPE_CHECKING:
     import torch

@@ -26,8 +26,8 @@ from recft.errors import ExportError, ModelError, problem
 from recft.methods._adapter import Adapter
 from recft.methods._base import Plan, chosen_layers
 from recft.methods._blocks import BLOCK_REFUSALS, freeze
-from recft.recipe import MethodSettings, Positive
 from recft.registry import Refusal
+from recft.schema import MethodSettings, Positive
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recft.errors import ModelError, problem
-from recft.recipe import ModelSettings
 from recft.run import hash_file, hash_folder
+from recft.schema import ModelSettings
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recft.models.base import Base, load_base
-from recft.recipe import ModelSettings
+from recft.schema import ModelSettings
 
 __all__ = ["float32_base", "weight_of"]
 

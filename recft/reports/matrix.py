@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from recft import registry
-from recft.recipe import ModelSettings
 from recft.registry import Refusal
 from recft.reports.tables import Sheet
+from recft.schema import ModelSettings
 
 __all__ = ["matrix", "matrix_sheet"]
 

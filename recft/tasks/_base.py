@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from recft.recipe import TaskSettings
 from recft.registry import Refusal
+from recft.schema import TaskSettings
 
 if TYPE_CHECKING:
     import numpy as np

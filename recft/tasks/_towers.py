@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from recft.recipe import TaskSettings
+from recft.schema import TaskSettings
 from recft.tasks._base import Batch, Text
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from recft.recipe import TaskSettings
 from recft.registry import Refusal
+from recft.schema import TaskSettings
 from recft.tasks._base import Batch, Head, Text
 from recft.tasks._history import history_text
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from recft.errors import TuneError, problem
 from recft.models.text_model import encode
-from recft.recipe import TuneSettings
 from recft.run import Listener, RunFolder, silent
+from recft.schema import TuneSettings
 from recft.tasks._base import Batch
 from recft.training import checkpoint, memory, optimizer
 from recft.training.assemble import Tuned

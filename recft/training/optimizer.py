@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recft.errors import TuneError, problem
-from recft.recipe import TuneSettings
+from recft.schema import TuneSettings
 
 __all__ = ["load_state", "make", "state_of"]
 

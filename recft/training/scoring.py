@@ -11,7 +11,7 @@ import numpy as np
 from recft import registry
 from recft.metrics import _base as metrics
 from recft.metrics._ranks import concat, ranks_of, ranks_of_pairs
-from recft.recipe import EvalSettings, TaskSettings
+from recft.schema import EvalSettings, TaskSettings
 from recft.tasks._base import Task, Text
 
 if TYPE_CHECKING:

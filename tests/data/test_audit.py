@@ -13,7 +13,7 @@ from recft.data.labels import event_records
 from recft.data.splits import Drafts, Spans, split_events
 from recft.data.store import SPLITS, Log, Records
 from recft.errors import DataError
-from recft.recipe import LabelSettings, SplitSettings
+from recft.schema import LabelSettings, SplitSettings
 
 
 def a_log() -> Log:

@@ -9,7 +9,7 @@ from recft.data.labels import event_records
 from recft.data.splits import split_events
 from recft.data.store import SPLITS, Log, Records, Split
 from recft.errors import RecipeError
-from recft.recipe import LabelSettings, SplitSettings
+from recft.schema import LabelSettings, SplitSettings
 
 
 def a_log(seed: int = 0, users: int = 60, items: int = 30, rows: int = 2000) -> Log:

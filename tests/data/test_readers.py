@@ -16,8 +16,8 @@ from recft.data.judgements import Judgements, read_judgements
 from recft.data.ledger import Ledger
 from recft.data.store import Log
 from recft.errors import DataError
-from recft.recipe import DataSettings
 from recft.run import silent
+from recft.schema import DataSettings
 
 
 @pytest.fixture

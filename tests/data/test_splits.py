@@ -15,7 +15,7 @@ from recft.data.labels import event_records, query_records
 from recft.data.splits import Drafts, split_events, split_queries
 from recft.data.store import SPLITS, Log
 from recft.errors import DataError, RecipeError
-from recft.recipe import LabelSettings, SplitSettings
+from recft.schema import LabelSettings, SplitSettings
 
 N_ITEMS = 12
 

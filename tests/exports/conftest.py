@@ -18,7 +18,7 @@ from recft.methods._base import SAVED_PREFIX, Plan
 from recft.models.base import kind_of, tokenizer_of
 from recft.models.text_model import Serving, Text, TextModel, cut, encode, label_tokens
 from recft.models.weights import float32_base, weight_of
-from recft.recipe import ModelSettings
+from recft.schema import ModelSettings
 
 BODIES = [
     "red leather office chair",

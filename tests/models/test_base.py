@@ -13,7 +13,7 @@ from transformers import AutoConfig, BertConfig, BertModel, CLIPConfig, LlamaCon
 from recft.errors import ModelError
 from recft.models import base as bases
 from recft.models.base import base_hash, config_of, kind_of, load_base, resolve, tokenizer_of
-from recft.recipe import ModelSettings
+from recft.schema import ModelSettings
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 from recft.models.base import load_base
 from recft.models.weights import float32_base, weight_of
-from recft.recipe import ModelSettings
+from recft.schema import ModelSettings
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[2, 9, 14, 30, 7, 3], [2, 21, 8, 3, 0, 0]])

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from recft.models.base import load_base, tokenizer_of
 from recft.models.text_model import Serving, TextModel, encode, label_tokens
-from recft.recipe import ModelSettings
+from recft.schema import ModelSettings
 
 CPU = torch.device("cpu")
 TEXTS = ["red leather chair", "lamp", "黑色 墨盒 🎒", "usb cable " * 9, "lamp", ""]

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from recft.errors import ModelError
 from recft.models.base import tokenizer_of
 from recft.models.text_model import Text, chunks_by_length, cut, label_tokens, padded, tokenize
-from recft.recipe import ModelSettings
+from recft.schema import ModelSettings
 
 TAIL = "item: red chair answer:"
 AWKWARD = [

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from recft import registry
-from recft.recipe import MethodSettings
 from recft.registry import Refusal
 from recft.reports.matrix import matrix, matrix_sheet
+from recft.schema import MethodSettings
 
 
 class Settings(MethodSettings):

@@ -13,7 +13,7 @@ from recft import registry
 from recft.data.store import Records
 from recft.models.base import tokenizer_of
 from recft.models.text_model import cut, tokenize
-from recft.recipe import ModelSettings
+from recft.schema import ModelSettings
 
 GOLDEN = Path(__file__).with_name("prompts.json")
 ITEMS = ["red chair", "黑色 打印机 墨盒", "ＵＳＢ cable 🎒", "oak desk", "oak desk"]

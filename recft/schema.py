@@ -1,0 +1,212 @@
+"""The groups of settings that a recipe is made of.
+
+Settings of a task or a method belong to the member's own file (its `Config`), which adds to the groups here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "DataSettings",
+    "EvalSettings",
+    "ExportSettings",
+    "MethodSettings",
+    "ModelSettings",
+    "Settings",
+    "TaskSettings",
+    "TuneSettings",
+]
+
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """A frozen group of settings in which an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TaskSettings(Settings):
+    """What every task can be told; a task's own `Config` adds to it."""
+
+    name: str
+
+
+class MethodSettings(Settings):
+    """What every tuning method can be told; a method's own `Config` adds to it."""
+
+    name: str
+    layers: Literal["all"] | str | tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default="all", description="which layers are touched: all, `last N`, or a list of numbers from 0"
+    )
+
+
+class ItemsTable(Settings):
+    """The catalogue: one row an item."""
+
+    path: str
+    id: str
+    text: tuple[str, ...] = Field(min_length=1, description="columns that make an item's text, in order")
+    title: str | None = Field(default=None, description="the column shown to people; the first text column if absent")
+    separator: str | None = None
+
+
+class InteractionsTable(Settings):
+    """The interaction log: one row an event."""
+
+    path: str
+    user: str
+    item: str
+    time: str
+    rating: str | None = None
+    event: str | None = None
+    keep_events: tuple[str, ...] | None = None
+    time_format: str = Field(default="auto", description="auto, seconds, milliseconds, iso, or a strftime pattern")
+    time_range: tuple[str, str] | None = Field(default=None, description="first and last time that can be true")
+    rating_range: tuple[float, float] | None = None
+    separator: str | None = None
+
+
+class QueriesTable(Settings):
+    """Queries; with `item` and `grade` one row a judgement, otherwise joined with `grades` by `id`."""
+
+    path: str
+    query: str
+    id: str | None = None
+    item: str | None = None
+    grade: str | None = None
+    grade_range: tuple[float, float] | None = None
+    separator: str | None = None
+
+
+class GradesTable(Settings):
+    """Judgements, where they stand in a table of their own."""
+
+    path: str
+    query: str
+    item: str
+    grade: str
+    grade_range: tuple[float, float] | None = None
+    separator: str | None = None
+
+
+class SplitSettings(Settings):
+    """How records are divided into train, valid and test."""
+
+    by: Literal["time", "leave_one_out", "query", "user", "cold_items"] | None = None
+    folds: Annotated[int, Field(ge=2)] | None = None
+    fold: Annotated[int, Field(ge=0)] = 0
+    seed: int = Field(default=0, description="of the shuffle; the recipe's seed does not move the split")
+    valid: Share = Field(default=0.1, description="share held out for choosing; by time, of the span before test")
+    test: Share = Field(default=0.1, description="share held out for reporting, where there are no folds")
+
+
+class LabelSettings(Settings):
+    """Where yes and no come from in a pointwise task."""
+
+    at_least: float | None = Field(default=None, description="a rating of at least this is yes, any other is no")
+    negatives: Positive | None = Field(
+        default=None, description="for each bought item, so many drawn by popularity from what was not bought by then"
+    )
+
+
+class DataSettings(Settings):
+    """The tables, the checks and the split."""
+
+    items: ItemsTable
+    interactions: InteractionsTable | None = None
+    queries: QueriesTable | None = None
+    grades: GradesTable | None = None
+    split: SplitSettings = SplitSettings()
+    labels: LabelSettings = LabelSettings()
+    on_error: Literal["stop", "quarantine"] = "stop"
+    on_missing_text: Literal["stop", "skip"] = "stop"
+    on_duplicate: Literal["first", "stop"] = Field(
+        default="first", description="repeated judgements of one query and item: keep the first, or stop"
+    )
+
+
+class ModelSettings(Settings):
+    """The pretrained base and how it is loaded."""
+
+    base: str = "minilm"
+    revision: str | None = None
+    quantization: Literal["none", "int8", "nf4", "fp4"] = "none"
+    double_quantization: bool = False
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attention: Literal["auto", "sdpa", "eager"] = Field(
+        default="auto", description="auto: eager in bfloat16 on a CPU, where SDPA's backward pass is slow, else sdpa"
+    )
+    trust_remote_code: bool = False
+
+
+class EarlyStopping(Settings):
+    """When to stop, and which step is the best."""
+
+    metric: str | None = Field(default=None, description="the task's own where absent")
+    patience: Positive | None = Field(default=None, description="evaluations without a better score; none: never stop")
+
+
+class TuneSettings(Settings):
+    """The optimization."""
+
+    epochs: Annotated[float, Field(gt=0)] = 3
+    max_steps: Positive | None = None
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    batch_size: Positive = Field(default=32, description="examples an optimizer step, over all processes")
+    micro_batch_size: Literal["auto"] | Positive = Field(default="auto", description="texts a forward pass")
+    max_tokens: Annotated[int, Field(ge=8)] = 128
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = "adamw"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_share: Share = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    dropout: Share = 0.0
+    average: Share = Field(default=0.0, description="decay of a running average of the adapter, served in its place")
+    interpolate: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="how far the served adapter goes from its start to where tuning has brought it"
+    )
+    gradient_checkpointing: bool = False
+    early_stopping: EarlyStopping = EarlyStopping()
+    eval_every_steps: Positive | None = Field(default=None, description="once an epoch where absent")
+    eval_records: Positive | None = Field(
+        default=None, description="validate on so many records, spread over the split; all where absent"
+    )
+    checkpoint_every_steps: Positive = 200
+    log_every_steps: Positive = 10
+    start_from: str | None = Field(default=None, description="a run whose adapter is tuned on")
+
+
+class EvalSettings(Settings):
+    """What is measured, against what."""
+
+    metrics: tuple[str, ...] | None = Field(default=None, description="the task's own where absent")
+    baselines: tuple[str, ...] = ()
+    candidates: Literal["all", "judged"] = Field(default="all", description="rank the catalogue, or judged items only")
+    records: Positive | None = Field(
+        default=None, description="score so many records, spread over the split, and say so; all where absent"
+    )
+    mask_history: bool = Field(default=False, description="items of the history are neither candidates nor targets")
+    bootstrap: Annotated[int, Field(ge=100)] = 1000
+    batch_tokens: Annotated[int, Field(ge=64)] = 16384
+
+
+class Tolerances(Settings):
+    """How far an export may be from the tuned model."""
+
+    score: Annotated[float, Field(gt=0)] = 1e-4
+    top_k_agreement: Annotated[float, Field(ge=0, le=1)] = 0.99
+    metric: Annotated[float, Field(gt=0)] = 1e-3
+
+
+class ExportSettings(Settings):
+    """How an export is certified and written."""
+
+    tolerances: Tolerances = Tolerances()
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    rows: Positive = Field(default=500, description="held-out inputs that are compared and travel with the export")
