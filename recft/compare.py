@@ -46,7 +46,8 @@ def compare(runs: Sequence[Path | str], split: str = "test") -> dict[str, Any]:
     groups: dict[str, list[tuple[Recipe, pl.DataFrame, dict[str, Any]]]] = {}
     names: dict[str, str] = {}
     for run in map(Path, runs):
-        folder, recipe, _ = open_run(run)
+        opened = open_run(run)
+        folder, recipe = opened.folder, opened.recipe
         if not folder.report(split).is_file():
             raise DataError(
                 problem(
@@ -57,7 +58,8 @@ def compare(runs: Sequence[Path | str], split: str = "test") -> dict[str, Any]:
                 )
             )
         report = read_json(folder.report(split))
-        frame = pl.read_parquet(folder.predictions(split))
+        # Of several tasks the first one's.
+        frame = pl.read_parquet(folder.report(split).with_name(report["predictions"]["path"]))
         key = _identity(recipe)
         names.setdefault(key, recipe.name)
         groups.setdefault(key, []).append((recipe, frame, report))

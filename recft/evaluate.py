@@ -1,33 +1,91 @@
-"""`evaluate`: scores of the untuned base, the tuned model and the classic baselines on one split."""
+"""`evaluate`: scores of the untuned base, the tuned model and the classic rows on one split, and what they mean."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
 
 from recft import registry
+from recft.data.popularity import counts
+from recft.data.slices import slices
 from recft.data.store import Split, Store
-from recft.errors import DataError, GateError, ModelError, problem
-from recft.metrics import _intervals as intervals
-from recft.models.text_model import encode
+from recft.errors import DataError, ModelError, RecipeError, problem
+from recft.metrics import _base as metrics
+from recft.models.encoder import Encoder
+from recft.models.text_model import encode, remembering
+from recft.perturbations._spoilt import spoilt_task
+from recft.perturbations._words import built_in, read_words
 from recft.recipe import Recipe
-from recft.reports import gates as gate_rules
-from recft.run import Listener, RunFolder, atomic_file, hash_file, read_json, silent, without_nan, write_json
+from recft.reports import findings, judge
+from recft.reports.evidence import slice_columns
+from recft.reports.gates import read as read_gates
+from recft.reports.page import page
+from recft.run import (
+    Listener,
+    RunFolder,
+    atomic_file,
+    hash_file,
+    read_json,
+    silent,
+    without_nan,
+    write_json,
+    write_text,
+)
+from recft.training import classics
 from recft.training.assemble import Tuned, check, open_adapter
-from recft.training.scoring import Exam, Scored, few_records, pointwise, score_model, score_rows
+from recft.training.calibration import calibrated
+from recft.training.fusion import Fusion, fit_fusion
+from recft.training.scoring import (
+    Exam,
+    Scored,
+    System,
+    corrected,
+    few_records,
+    model_system,
+    score,
+)
 
-__all__ = ["evaluate", "exam_of", "open_run", "refuse_no_effect"]
+__all__ = ["Opened", "evaluate", "exam_of", "open_run", "refuse_no_effect"]
 
 NO_EFFECT = 1e-7
+SPOIL_SEED = 7
 
 
-def open_run(run: Path) -> tuple[RunFolder, Recipe, Store]:
+@dataclass(frozen=True)
+class Opened:
+    """A run, read.
+
+    Attributes:
+        folder: its paths.
+        recipe: resolved.
+        parts: the recipe for each task alone, and its prepared data.
+    """
+
+    folder: RunFolder
+    recipe: Recipe
+    parts: tuple[tuple[Recipe, Store], ...]
+
+    def part(self, task: str | None) -> tuple[Recipe, Store]:
+        """One task's recipe and data; the only one's where none is named.
+
+        Raises:
+            RecipeError: there is no such task, or several and none is named.
+        """
+        found = {recipe.task.name: (recipe, store) for recipe, store in self.parts}
+        name = task.replace("_", "-") if task else next(iter(found)) if len(found) == 1 else "none"
+        if name not in found:
+            raise RecipeError(problem("--task", f"{name}", f"this run has {', '.join(found)}", "name one of its tasks"))
+        return found[name]
+
+
+def open_run(run: Path) -> Opened:
     """A run's folder, its resolved recipe and its prepared data.
 
     Raises:
@@ -40,30 +98,47 @@ def open_run(run: Path) -> tuple[RunFolder, Recipe, Store]:
                 str(run), "is no run folder: it has no recipe.yaml", "a folder made by `recft tune`", "check the path"
             )
         )
-    return folder, Recipe.load(folder.recipe), Store.open(folder.data)
+    recipe = Recipe.load(folder.recipe)
+    parts = recipe.parts()
+    stores = [Store.open(folder.data_of(part.task.name, len(parts))) for part in parts]
+    return Opened(folder, recipe, tuple(zip(parts, stores, strict=True)))
 
 
 def exam_of(recipe: Recipe, store: Store, split: str, names: tuple[str, ...] | None = None) -> Exam:
-    """The exam that a recipe sets on a split."""
+    """The exam that a recipe of one task sets on a split."""
     task = registry.load("recft.tasks", recipe.task.name)
     chosen = names or recipe.eval.metrics or task.metrics
-    return Exam(task, recipe.task, store.records(cast("Split", split)), store.item_texts, chosen, recipe.eval)
+    # Who reads query and product together is asked about judged products; a catalogue would take hours.
+    judged = task.reads(recipe.task) == "pairs" and (store.table != "interactions" or task.labelled)
+    lists = task.output == "ranking" and metrics.depth(chosen) > 0
+    return Exam(
+        task,
+        recipe.task,
+        store.records(cast("Split", split)),
+        store.item_texts,
+        chosen,
+        recipe.eval,
+        recipe.eval.candidates or ("judged" if judged else "all"),
+        counts(store.records("train"), len(store.item_ids)) if lists else None,
+    )
 
 
 def evaluate(
     run: Path | str,
-    split: Literal["valid", "test"] = "test",
+    split: Split = "test",
     gates: Sequence[str] = (),
     reference: Path | str | None = None,
+    gates_file: Path | str | None = None,
     listen: Listener = silent,
 ) -> dict[str, Any]:
-    """The report of a run on one split, which is also written to `eval/<split>.json`.
+    """The report of a run on one split, which is also written to `eval/<split>.json` and `.html`.
 
     Args:
         run: the run folder.
         split: which records.
         gates: expressions such as `ndcg@10 >= base + 0.01`.
         reference: another report that gates may name.
+        gates_file: gates, one a line.
         listen: hears of stages.
 
     Raises:
@@ -71,35 +146,40 @@ def evaluate(
         ModelError: the adapter has no effect.
         RecipeError: a gate or a metric that cannot be understood.
     """
-    folder, recipe, store = open_run(Path(run))
-    check(recipe)
-    wanted = [gate_rules.parse(gate) for gate in gates]  # a slip of the pen is told before minutes of scoring
-    other = read_json(Path(reference)) if reference else None
-    whole = exam_of(recipe, store, split)
-    exam = few_records(whole, recipe.eval.records) if recipe.eval.records else whole
+    opened = open_run(Path(run))
+    check(opened.recipe)
+    wanted = read_gates(gates, Path(gates_file) if gates_file else None)
+    other = judge.open_reference(Path(reference) if reference else None, wanted)
     started = time.perf_counter()
-    tuned = open_adapter(recipe, folder.adapter)
-    refuse_no_effect(tuned, exam)
-    rows = _score_all(exam, tuned, store, recipe, listen)
-    report = _report(rows, exam, recipe, store, split)
-    if len(exam.records) < len(whole.records):
-        report["protocol"]["subset"] = f"{len(exam.records):,} of {len(whole.records):,} records, spread over the split"
+    works = [_Evaluation(opened, recipe, store, split, listen) for recipe, store in opened.parts]
+    # A slip of the pen is told before minutes of scoring.
+    judge.foresee(wanted, other, [work.prospect for work in works])
+    tuned = open_adapter(opened.recipe, opened.folder.adapter)
+    reports = {work.recipe.task.name: work.report(tuned.of(work.recipe.task.name)) for work in works}
+    report = dict(next(iter(reports.values())))
+    if len(reports) > 1:
+        report["tasks"] = reports
+    report["run"] = _run_facts(opened)
     report["seconds"] = round(time.perf_counter() - started, 2)
-    predictions = folder.predictions(split)
-    _write_predictions(predictions, rows, exam, store)
-    report["predictions"] = {"path": predictions.name, "sha256": hash_file(predictions)}
     report = dict(without_nan(report))
-    checked = [gate_rules.check(gate, report, other) for gate in wanted]
-    report["gates"] = [
-        {"gate": gate, "passed": passed, "line": line} for gate, (passed, line) in zip(gates, checked, strict=True)
-    ]
-    write_json(folder.report(split), report)
-    broken = [line for passed, line in checked if not passed]
-    if broken:
-        error = GateError("\n".join(broken))
-        error.report = report  # type: ignore[attr-defined]  # the command line still shows the table
-        raise error
+    path = opened.folder.report(split)
+    report["gates"] = judge.judge(wanted, report, path, other)
+    write_json(path, report)
+    write_text(path.with_suffix(".html"), page(report))
+    judge.insist(report)
     return report
+
+
+def _run_facts(opened: Opened) -> dict[str, Any]:
+    """What was tuned, and what it cost."""
+    manifest = read_json(opened.folder.manifest) if opened.folder.manifest.is_file() else {}
+    kept = ("trainable_parameters", "head_parameters", "steps", "seconds", "peak_memory_bytes", "compute_dtype")
+    return {
+        "base": opened.recipe.model.base,
+        "quantization": opened.recipe.model.quantization,
+        "method": opened.recipe.method.name,
+        **{name: manifest[name] for name in (*kept, "versions", "hardware", "hashes") if name in manifest},
+    }
 
 
 def refuse_no_effect(tuned: Tuned, exam: Exam) -> None:
@@ -109,7 +189,7 @@ def refuse_no_effect(tuned: Tuned, exam: Exam) -> None:
         ModelError: the adapter changes nothing: the run scores the base under another name.
     """
     rows = np.arange(min(len(exam.records), 16))
-    find = exam.task.pairs if exam.task.output == "labels" else exam.task.contexts
+    find = exam.task.pairs if exam.task.reads(exam.config) == "pairs" else exam.task.contexts
     texts = find(exam.config, exam.records, rows, exam.items)[:32]
     ours = encode(tuned.model, tuned.tokenizer, texts)
     with tuned.attached.disabled():
@@ -126,114 +206,290 @@ def refuse_no_effect(tuned: Tuned, exam: Exam) -> None:
         )
 
 
-def _score_all(exam: Exam, tuned: Tuned, store: Store, recipe: Recipe, listen: Listener) -> dict[str, Scored]:
-    """The rows of the table, by name: `base`, `tuned`, then baselines."""
-    encoder = partial(encode, tuned.model, tuned.tokenizer, chunk_tokens=recipe.eval.batch_tokens)
-    listen("stage", {"name": "scoring the untuned base"})
-    with tuned.as_base():
-        rows = {"base": score_model(exam, encoder)}
-    listen("stage", {"name": "scoring the tuned model"})
-    rows["tuned"] = score_model(exam, encoder)
-    for name in recipe.eval.baselines:
-        listen("stage", {"name": f"scoring {name}"})
-        baseline = registry.load("recft.baselines", name)
-        if store.table not in baseline.tables:
-            raise DataError(
+@dataclass(frozen=True)
+class _Evaluation:
+    """The report of one task of a run."""
+
+    opened: Opened
+    recipe: Recipe
+    store: Store
+    split: Split
+    listen: Listener
+
+    @cached_property
+    def whole(self) -> Exam:
+        """The exam on all records of the split."""
+        return exam_of(self.recipe, self.store, self.split)
+
+    @cached_property
+    def exam(self) -> Exam:
+        """The exam on the records that the recipe asks for."""
+        wanted = self.recipe.eval.records
+        return few_records(self.whole, wanted) if wanted else self.whole
+
+    @cached_property
+    def valid(self) -> Exam:
+        """The exam by which classic rows are chosen and sums are fitted."""
+        exam = exam_of(self.recipe, self.store, "valid", (self.whole.task.monitor,))
+        return few_records(exam, self.recipe.eval.records) if self.recipe.eval.records else exam
+
+    @cached_property
+    def classic_names(self) -> list[str]:
+        """The classic rows of this table."""
+        return classics.fitting(self.recipe.eval.baselines, self.store, self.whole.task.output)
+
+    @cached_property
+    def others(self) -> dict[str, Opened]:
+        """Other runs whose models join the table, by name.
+
+        Raises:
+            DataError: one is over other data.
+        """
+        found: dict[str, Opened] = {}
+        for path in self.recipe.eval.beside:
+            opened = open_run(Path(path))
+            _, store = opened.part(None)
+            name = opened.recipe.name
+            if store.card["data_sha256"] != self.store.card["data_sha256"] or name in (*found, *self.classic_names):
+                raise DataError(
+                    problem(
+                        "eval.beside",
+                        f"{path} ({name})",
+                        "a run of another name over the same prepared data",
+                        "tune it with this recipe's data settings",
+                    )
+                )
+            found[name] = opened
+        return found
+
+    @property
+    def row_names(self) -> list[str]:
+        """The rows that will have scores, without the tuned one."""
+        fused = ["fused", "fused_without_model"] if self._fuses else []
+        return ["base", *self.classic_names, *self.others, *fused]
+
+    @property
+    def _fuses(self) -> bool:
+        """Whether there is a sum: something to add, something to fit it on, and not the very records of the fit."""
+        able = self.whole.task.output != "likelihood" and self.split != "valid"
+        return self.recipe.eval.fuse and able and bool(self.classic_names) and len(self.valid.records) > 0
+
+    @cached_property
+    def protocol_before(self) -> dict[str, Any]:
+        """What a figure means, as far as it is known before anything is scored."""
+        exam, store, card = self.exam, self.store, self.store.card
+        ranking, ranked = exam.task.output == "ranking", exam.candidates != "judged"
+        subset = f"{len(exam.records):,} of {len(self.whole.records):,} records, spread over the split"
+        return {
+            "split": self.split,
+            "split_by": card.get("split", {}).get("by"),
+            "counted": "records" if ranking or exam.task.output == "classes" else "pairs",
+            "candidates": exam.candidates if ranking else "pairs",
+            "n_candidates": len(exam.items) if ranking and ranked else None,
+            "sampled": (card.get("labels") or {}).get("source") == "sampled" or exam.candidates.startswith("sampled"),
+            "history_masked": bool(ranking and exam.settings.mask_history),
+            "gain": exam.settings.gain,
+            "ties": "expected value over random order",
+            "interval": "95%, bootstrap clustered by "
+            + {"interactions": "user", "queries": "query"}.get(store.table, "text or group"),
+            "data": card["data_sha256"],
+            **({"subset": subset} if len(exam.records) < len(self.whole.records) else {}),
+        }
+
+    @property
+    def prospect(self) -> judge.Prospect:
+        """What gates can be held against before anything is scored."""
+        names = list(slices(self.store, self.exam.records, self.recipe.eval.slices))
+        return judge.Prospect(self.recipe.task.name, self.exam.names, self.row_names, self.protocol_before, names)
+
+    def report(self, tuned: Tuned) -> dict[str, Any]:
+        """Everything that is known of this task's scores."""
+        refuse_no_effect(tuned, self.exam)
+        exam, seed = self.exam, self.recipe.seed
+        wanted = self.recipe.eval.slices
+        parts = slices(self.store, exam.records, wanted) if wanted else {}  # a wrong name is told before scoring
+        systems = self._systems(tuned)
+        fusions = self._fused(tuned, systems) if self._fuses else {}
+        self.listen("stage", {"name": "computing metrics and intervals"})
+        rows = {name: score(exam, system) for name, system in systems.items()}
+        classic = [name for name in rows if name not in findings.MODELS]
+        report: dict[str, Any] = {
+            "format": 2,
+            "name": self.recipe.name,
+            "task": self.recipe.task.name,
+            "n": rows["tuned"].n,
+            **{name: row.values for name, row in rows.items() if name in findings.MODELS},
+            "baselines": {name: rows[name].values for name in classic},
+            "ci": {name: findings.intervals_of(row, exam, seed) for name, row in rows.items()},
+            "paired": self._paired(rows, classic),
+            "protocol": self.protocol_before | {"n": rows["tuned"].n, "left_out": rows["tuned"].left_out},
+            "data": self._data_facts(),
+        }
+        if fusions:
+            report["fusion"] = _fusion_facts(fusions)
+        if parts:
+            report["slices"] = findings.sliced(rows, exam, parts, seed)
+            report["gaps"] = findings.gaps(report["slices"])
+        report |= self._details(tuned, rows)
+        if self.recipe.eval.robustness:
+            report["robustness"] = self._robustness(tuned, rows)
+        report = dict(without_nan(report))
+        report["verdicts"] = findings.verdicts(report)
+        several = len(self.opened.parts) > 1
+        path = self.opened.folder.predictions(f"{self.split}.{self.recipe.task.name}" if several else self.split)
+        _write_predictions(path, rows, exam, self.store, slice_columns(rows, exam, parts))
+        report["predictions"] = {"path": path.name, "sha256": hash_file(path)}
+        return report
+
+    def _encoder(self, tuned: Tuned) -> Callable[[Sequence[Any]], np.ndarray]:
+        return Encoder(tuned.model, tuned.tokenizer, self.recipe.eval.batch_tokens)
+
+    def _model(self, tuned: Tuned, exam: Exam, encoder: Callable[[Sequence[Any]], np.ndarray]) -> System:
+        """The tuned model as a system, its probabilities calibrated."""
+        return corrected(model_system(exam, encoder), partial(calibrated, tuned.model.serving.calibration))
+
+    def _systems(self, tuned: Tuned) -> dict[str, System]:
+        """The systems of the table by row: base, tuned, then classic rows and other runs."""
+        exam = self.exam
+        self.listen("stage", {"name": "scoring the untuned base"})
+        with tuned.as_base():
+            systems = {"base": model_system(exam, self._encoder(tuned))}
+        self.listen("stage", {"name": "scoring the tuned model"})
+        systems["tuned"] = self._model(tuned, exam, self._encoder(tuned))
+        for name in self.classic_names:
+            self.listen("stage", {"name": f"fitting and scoring {name}"})
+            systems[name] = self._classic(name).system(exam, self.split)
+        for name, opened in self.others.items():
+            self.listen("stage", {"name": f"scoring {name}"})
+            systems[name] = self._other(opened, self.split)
+        return systems
+
+    def _classic(self, name: str) -> classics.Classic:
+        return classics.chosen(name, self.store, self.valid, self.whole.task.monitor, self.listen)
+
+    def _other(self, opened: Opened, split: Split) -> System:
+        """Another run's model on the same records."""
+        recipe, store = opened.part(None)
+        mine = self.exam if split == self.split else self.valid
+        theirs = replace(exam_of(recipe, store, split), candidates=mine.candidates, records=mine.records)
+        if theirs.task.output != mine.task.output:
+            raise RecipeError(
                 problem(
-                    "eval.baselines",
-                    f"{name} on {store.table}",
-                    f"it is for {', '.join(baseline.tables)}",
+                    "eval.beside",
+                    f"{opened.recipe.name} scores {theirs.task.output}",
+                    f"this table is of {mine.task.output}",
                     "leave it out",
                 )
             )
-        rows[name] = score_rows(exam, baseline.fit(store))
-    return rows
+        tuned = open_adapter(opened.recipe, opened.folder.adapter).of(recipe.task.name)
+        return self._model(tuned, theirs, self._encoder(tuned))
 
+    def _fused(self, tuned: Tuned, systems: dict[str, System]) -> dict[str, Fusion]:
+        """Adds the weighted sums to the systems; their weights are fitted on validation."""
+        self.listen("stage", {"name": "fitting the sum of model and classic rows on validation"})
+        before = {"tuned": self._model(tuned, self.valid, remembering(self._encoder(tuned)))}
+        before |= {name: self._classic(name).system(self.valid, "valid") for name in self.classic_names}
+        before |= {name: self._other(opened, "valid") for name, opened in self.others.items()}
+        without = {name: system for name, system in before.items() if name in self.classic_names}
+        fusions = {"fused": fit_fusion(self.valid, before), "fused_without_model": fit_fusion(self.valid, without)}
+        for name, fusion in fusions.items():
+            systems[name] = fusion.system(self.exam, systems)
+        return fusions
 
-def _report(rows: dict[str, Scored], exam: Exam, recipe: Recipe, store: Store, split: str) -> dict[str, Any]:
-    n_draws, seed = recipe.eval.bootstrap, recipe.seed
-    base, tuned = rows["base"], rows["tuned"]
-    baselines = {name: row.values for name, row in rows.items() if name not in ("base", "tuned")}
-    ci = {name: _intervals(row, exam, n_draws, seed) for name, row in rows.items()}
-    paired = {
-        f"tuned - {name}": _differences(tuned, row, exam, n_draws, seed)
-        for name, row in rows.items()
-        if name != "tuned"
-    }
-    return {
-        "name": recipe.name,
-        "task": recipe.task.name,
-        "n": tuned.n,
-        "base": base.values,
-        "tuned": tuned.values,
-        "baselines": baselines,
-        "ci": ci,
-        "paired": paired,
-        "protocol": _protocol(tuned, exam, store, split),
-    }
-
-
-def _protocol(tuned: Scored, exam: Exam, store: Store, split: str) -> dict[str, Any]:
-    """What a figure means: every table and every file says it."""
-    ranking = exam.task.output == "ranking"
-    labels = store.card.get("labels") or {}
-    return {
-        "split": split,
-        "split_by": store.card.get("split", {}).get("by"),
-        "n": tuned.n,
-        "counted": "records" if ranking else "pairs",
-        "left_out": tuned.left_out,
-        "candidates": exam.settings.candidates if ranking else "pairs",
-        "n_candidates": len(exam.items) if ranking and exam.settings.candidates == "all" else None,
-        "sampled": labels.get("source") == "sampled",
-        "history_masked": bool(ranking and exam.settings.mask_history),
-        "gain": "linear",
-        "ties": "expected value over random order",
-        "interval": "95%, bootstrap clustered by " + ("query" if store.table == "queries" else "user"),
-        "data": store.card["data_sha256"],
-    }
-
-
-def _clusters(exam: Exam) -> np.ndarray:
-    return np.asarray(exam.records.keys, dtype=object).astype(str)
-
-
-def _intervals(row: Scored, exam: Exam, n: int, seed: int) -> dict[str, list[float] | None]:
-    if row.labels is not None:
-        found = {
-            name: intervals.pointwise_interval(pointwise(name).pointwise, row.labels, n, seed)
-            for name, value in row.values.items()
-            if not np.isnan(value)
+    def _paired(self, rows: Mapping[str, Scored], classic: Sequence[str]) -> dict[str, Any]:
+        pairs = [("tuned", name) for name in ("base", *classic)]
+        if "fused" in rows:
+            pairs += [("fused", "tuned"), ("fused", "fused_without_model")]
+            pairs += [("fused", name) for name in classic]
+        seed = self.recipe.seed
+        return {
+            f"{ours} - {theirs}": findings.differences(rows[ours], rows[theirs], self.exam, seed)
+            for ours, theirs in pairs
         }
-    else:
-        clusters = _clusters(exam)
-        found = {name: intervals.interval(scores, clusters, n, seed) for name, scores in row.per_record.items()}
-    return {name: list(interval) if interval else None for name, interval in found.items()}
+
+    def _details(self, tuned: Tuned, rows: Mapping[str, Scored]) -> dict[str, Any]:
+        """Calibration, classes and examples, where the output has them."""
+        exam = self.exam
+        found: dict[str, Any] = {}
+        if exam.task.output in ("labels", "classes"):
+            serving = tuned.model.serving
+            shown = {"tuned": rows["tuned"]}
+            if serving.calibration:
+                shown["uncalibrated"] = score(exam, model_system(exam, self._encoder(tuned)))
+            kind = serving.calibration["kind"] if serving.calibration else "none"
+            found["calibration"] = findings.calibration(shown, kind)
+        if exam.task.output == "classes":
+            found["classes"] = findings.classes({name: rows[name] for name in ("base", "tuned")}, self.store.item_ids)
+        if exam.task.output == "ranking":
+            numbers = np.arange(len(exam.records))
+            contexts = [self._context(int(row)) for row in numbers]
+            found["examples"] = findings.examples(rows, exam, contexts, self.store.item_titles, exam.names[0])
+        return found
+
+    def _context(self, row: int) -> str:
+        """What a person would call a record's context: the query, or the titles of the newest items."""
+        records = self.exam.records
+        if records.queries is not None:
+            return records.queries[row]
+        newest = records.history(row, 10)[::-1]
+        return "; ".join(dict.fromkeys(self.store.item_titles[item] for item in newest))
+
+    def _robustness(self, tuned: Tuned, rows: Mapping[str, Scored]) -> dict[str, Any]:
+        """The same exam with contexts spoilt, one way at a time."""
+        settings, exam = self.recipe.eval, self.exam
+        words = read_words(settings.synonyms) if settings.synonyms else built_in()
+        encoder, found = self._encoder(tuned), {}
+        for name, share in settings.robustness.items():
+            self.listen("stage", {"name": f"scoring with {name}"})
+            harmed = replace(exam, task=spoilt_task(exam.task, {name: share}, SPOIL_SEED, words=words))
+            with tuned.as_base():
+                base = score(harmed, model_system(harmed, encoder))
+            spoilt = score(harmed, self._model(tuned, harmed, encoder))
+            found[name] = {
+                "share": share,
+                "rows": {"base": base.values, "tuned": spoilt.values},
+                "paired": {
+                    f"{row}: {name} - clean": findings.differences(ours, rows[row], exam, self.recipe.seed)
+                    for row, ours in (("base", base), ("tuned", spoilt))
+                },
+            }
+        return found
+
+    def _data_facts(self) -> dict[str, Any]:
+        card = self.store.card
+        kept = ("lengths", "order", "dropped", "quarantined", "counts", "duplicates")
+        sizes = {name: (card.get("split") or {}).get(name, {}).get("records") for name in ("train", "valid", "test")}
+        return {
+            "items": len(self.store.item_ids),
+            "records": sizes,
+            **{name: card[name] for name in kept if name in card},
+        }
 
 
-def _differences(ours: Scored, theirs: Scored, exam: Exam, n: int, seed: int) -> dict[str, dict[str, Any]]:
-    differences = {}
-    for name in ours.values:
-        if np.isnan(ours.values[name]) or np.isnan(theirs.values[name]):
-            continue
-        if ours.labels is not None and theirs.labels is not None:
-            found = intervals.pointwise_paired(pointwise(name).pointwise, ours.labels, theirs.labels, n, seed)
-        else:
-            found = intervals.paired(ours.per_record[name], theirs.per_record[name], _clusters(exam), n, seed)
-        differences[name] = {"mean": found.mean, "ci": list(found.interval) if found.interval else None, "n": found.n}
-    return differences
+def _fusion_facts(fusions: Mapping[str, Fusion]) -> dict[str, Any]:
+    fused, without = fusions["fused"], fusions["fused_without_model"]
+    return {
+        "systems": list(fused.weights),
+        "weights": dict(fused.weights),
+        "weights_without_model": dict(without.weights),
+        "intercept": fused.intercept,
+        "fitted_on": "valid",
+        "n": fused.n,
+    }
 
 
-def _write_predictions(path: Path, rows: dict[str, Scored], exam: Exam, store: Store) -> None:
-    """One row a record (rankings) or a pair (labels): what every row of the table scored, and its first places."""
-    records = exam.records
-    if exam.task.output == "labels":
-        owners = np.repeat(np.arange(len(records)), np.diff(records.offsets))
+def _write_predictions(
+    path: Path, rows: Mapping[str, Scored], exam: Exam, store: Store, more: Mapping[str, np.ndarray]
+) -> None:
+    """One row a record (rankings) or a pair (all else): what every row of the table scored, and its first places."""
+    records, tuned = exam.records, rows["tuned"]
+    if tuned.labels is not None and tuned.pairs is not None:
+        owners = np.searchsorted(records.offsets, tuned.pairs, side="right") - 1
         columns: dict[str, Any] = {
             "record": owners,
             "key": [records.keys[owner] for owner in owners],
-            "item": [store.item_ids[item] for item in records.items],
-            "label": records.grades,
+            "item": [store.item_ids[item] for item in records.items[tuned.pairs]],
+            "label": tuned.labels.labels,
         }
         columns |= {f"{name}:score": row.labels.scores for name, row in rows.items() if row.labels is not None}
     else:
@@ -246,4 +502,4 @@ def _write_predictions(path: Path, rows: dict[str, Scored], exam: Exam, store: S
                     scores[best >= 0].tolist() for best, scores in zip(row.top, row.top_scores, strict=True)
                 ]
     with atomic_file(path) as draft:
-        pl.DataFrame(columns).write_parquet(draft)
+        pl.DataFrame({**columns, **more}).write_parquet(draft)

@@ -20,13 +20,14 @@ from recft.evaluate import exam_of, open_run
 from recft.exports import _certificate as certificate
 from recft.exports._base import Export, Source
 from recft.exports._certificate import Rows
-from recft.models.base import base_hash
-from recft.models.text_model import Serving, cut, encode
+from recft.models.base import Base, base_hash
+from recft.models.encoder import Encoder
+from recft.models.text_model import Serving, remembering
 from recft.models.weights import float32_base
 from recft.recipe import Recipe
 from recft.run import Listener, RunFolder, atomic_file, hash_file, read_json, silent, without_nan, write_json
 from recft.schema import ModelSettings
-from recft.training.assemble import Tuned, check, load_adapter, open_adapter
+from recft.training.assemble import Tuned, check, load_adapter, open_adapter, read_servings
 from recft.training.scoring import Exam, few_records, score_model
 
 __all__ = ["DESCRIPTION", "ITEMS", "ROWS", "export"]
@@ -34,6 +35,9 @@ __all__ = ["DESCRIPTION", "ITEMS", "ROWS", "export"]
 DESCRIPTION, ROWS, ITEMS = "recft-export.json", "certificate/rows.parquet", "items.parquet"
 MOST_ITEMS = 1000
 """Items that a ranking certificate compares: all targets of its rows, and others of the catalogue."""
+
+MOST_READERS, OTHER_ITEMS = 50, 20
+"""Where an item is read together with its context: so many contexts, each with so many items besides its own."""
 
 NOISE_CONTEXTS, NOISE_ITEMS = 64, 400
 """How many of the rows the k-bit noise is measured on: one of its passes takes each text alone."""
@@ -47,6 +51,7 @@ def export(
     out: Path | str,
     onto: Onto = "auto",
     force: bool = False,
+    task: str | None = None,
     listen: Listener = silent,
 ) -> dict[str, Any]:
     """What `recft-export.json` holds: source, serving settings, certificate.
@@ -58,14 +63,17 @@ def export(
         onto: the base weights under the adapter: as published, as the adapter saw them, or whichever scores better
             on the validation split.
         force: replace `out`.
+        task: which of the run's tasks is served, where it has several.
         listen: hears of stages.
 
     Raises:
         ExportError: the target cannot carry this run, or the certificate fails: the folder is then left under a name
             that says so.
     """
-    folder, recipe, store = open_run(Path(run))
-    out = Path(out)
+    opened = open_run(Path(run))
+    check(opened.recipe)
+    recipe, store = opened.part(task)
+    folder, out = opened.folder, Path(out)
     target = _target(recipe, folder, to)
     _claim(out, force)
     work = _Export(recipe, folder, store, to, target, listen)
@@ -188,10 +196,13 @@ class _Export:
 
     def reference(self, onto: str) -> Tuned:
         """The tuned model over float32 weights."""
-        dtype = getattr(torch, self.model.compute_dtype)
-        head = str(check(self.recipe)["head"])
-        base = float32_base(self.model, head, dtype, onto, self.recipe.seed)
+        base = self._float32_base(onto)
         return open_adapter(self.recipe, self.folder.adapter, torch.device("cpu"), base)
+
+    def _float32_base(self, onto: str) -> Base:
+        serving = read_servings(self.folder.root)[self.recipe.task.name]
+        dtype = getattr(torch, self.model.compute_dtype)
+        return float32_base(self.model, serving.carrier, dtype, onto, self.recipe.seed, serving.n_outputs)
 
     def choose(self, onto: Onto) -> tuple[str, str]:
         """`original` or `dequantized`, and why."""
@@ -209,7 +220,7 @@ class _Export:
         for choice in ("dequantized", "original"):
             self.listen("stage", {"name": f"scoring the adapter over the {choice} weights on validation"})
             tuned = self.reference(choice)
-            scores[choice] = score_model(exam, partial(encode, tuned.model, tuned.tokenizer)).values[task.monitor]
+            scores[choice] = score_model(exam, Encoder(tuned.model, tuned.tokenizer)).values[task.monitor]
         best = "original" if scores["original"] > scores["dequantized"] else "dequantized"
         shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         return best, f"validation {task.monitor}: {shown}"
@@ -243,6 +254,7 @@ class _Export:
             "task": self.recipe.task.model_dump(mode="json"),
             "base": {"model": self.recipe.model.model_dump(mode="json"), "hash": base_hash(self.recipe.model)},
             "method": self.recipe.method.model_dump(mode="json"),
+            "table": self.store.table,
             "data": self.store.card["data_sha256"],
             "onto": {"weights": onto, "reason": reason},
             "serving": serving.to_json(),
@@ -260,9 +272,7 @@ class _Export:
             return None
 
         def merged() -> Any:
-            dtype = getattr(torch, self.model.compute_dtype)
-            head = str(check(self.recipe)["head"])
-            base = float32_base(self.model, head, dtype, onto, self.recipe.seed)
+            base = self._float32_base(onto)
             changed = 0
             for name, module in base.model.named_modules():
                 weight = getattr(module, "weight", None)
@@ -295,8 +305,8 @@ class _Export:
             exam, split = exam_of(self.recipe, self.store, "valid"), "valid"
         if not len(exam.records):
             exam, split = exam_of(self.recipe, self.store, "train"), "train"
-        small = few_records(exam, self.recipe.export.rows)
-        expected = certificate.remembering(partial(encode, reference.model, reference.tokenizer))
+        small = _small(exam, self.recipe.export.rows)
+        expected = remembering(Encoder(reference.model, reference.tokenizer))
         rows = _rows(small, expected, reference)
         rows.write(draft / ROWS)
         noise = self._noise(rows, serving)
@@ -306,7 +316,7 @@ class _Export:
         )
         task = registry.load("recft.tasks", self.recipe.task.name)
         before = score_model(small, expected).values
-        after = score_model(small, certificate.remembering(partial(certificate.served, engine, serving))).values
+        after = score_model(small, remembering(partial(certificate.served, engine, serving))).values
         found |= {"split": split, "metrics": {"reference": before, "served": after}, "metric": task.monitor}
         found["metric_change"] = after[task.monitor] - before[task.monitor]
         found |= {
@@ -335,8 +345,8 @@ class _Export:
         tuned = open_adapter(self.recipe, self.folder.adapter)
 
         def scores(model: Tuned, chunk_tokens: int = 16384) -> np.ndarray:
-            encoder = partial(encode, model.model, model.tokenizer, chunk_tokens=chunk_tokens)
-            return certificate.scores_by(few, encoder)
+            encoder = Encoder(model.model, model.tokenizer, chunk_tokens)
+            return certificate.scores_by(few, encoder, serving.head)
 
         expected, evaluated, one_by_one = scores(exact), scores(tuned), scores(tuned, chunk_tokens=1)
         with tuned.attached.disabled():
@@ -353,12 +363,38 @@ class _Export:
         }
 
 
+def _small(exam: Exam, most: int) -> Exam:
+    """The exam on so many records; who would read the whole catalogue with each is asked about a few other items."""
+    small = few_records(exam, most)
+    if exam.task.reads(exam.config) != "pairs" or exam.candidates == "judged":
+        return small
+    small = few_records(exam, min(most, MOST_READERS))
+    records, draw = small.records, np.random.default_rng(0)
+    parts = []
+    for row in range(len(records)):
+        own = records.items[records.offsets[row] : records.offsets[row + 1]]
+        parts.append(np.concatenate([own, np.setdiff1d(draw.permutation(len(exam.items))[:OTHER_ITEMS], own)]))
+    sizes = np.diff(records.offsets)
+    grades = [
+        np.concatenate([records.grades[records.offsets[row] : records.offsets[row + 1]], np.zeros(len(part) - size)])
+        for row, (part, size) in enumerate(zip(parts, sizes, strict=True))
+    ]
+    asked = replace(
+        records,
+        offsets=np.cumsum([0, *map(len, parts)]).astype(np.int64),
+        items=np.concatenate(parts).astype(np.int32),
+        grades=np.concatenate(grades).astype(np.float32),
+    )
+    return replace(small, records=asked, candidates="judged")
+
+
 def _rows(exam: Exam, encoder: Callable[[Any], np.ndarray], reference: Tuned) -> Rows:
     """The certificate's rows: contexts, and of rankings the items that matter to them and some others."""
     numbers = np.arange(len(exam.records))
-    limit = reference.model.serving.max_tokens
-    if exam.task.output == "labels":
-        texts = cut(reference.tokenizer, exam.task.pairs(exam.config, exam.records, numbers, exam.items), limit)
+    reads = exam.task.reads(exam.config)
+    if reads != "towers":
+        find = exam.task.pairs if reads == "pairs" else exam.task.contexts
+        texts = reference.model.serving.cut(reference.tokenizer, find(exam.config, exam.records, numbers, exam.items))
         texts = list(dict.fromkeys(texts))[: len(exam.records)]
         return Rows(texts, [], encoder(texts), np.zeros((0, 0), np.float32))
     contexts = list(dict.fromkeys(exam.task.contexts(exam.config, exam.records, numbers, exam.items)))

@@ -21,6 +21,7 @@ from recft.schema import (
     DataSettings,
     EvalSettings,
     ExportSettings,
+    LabelSettings,
     MethodSettings,
     ModelSettings,
     Settings,
@@ -37,6 +38,9 @@ class Recipe(Settings):
     name: str = Field(pattern=r"^[\w][\w.\-]*$")
     seed: Annotated[int, Field(ge=0)] = 0
     task: SerializeAsAny[TaskSettings]
+    tasks: tuple[SerializeAsAny[TaskSettings], ...] = Field(
+        default=(), description="several tasks in one run, in place of task; the first one chooses the best step"
+    )
     data: DataSettings
     model: ModelSettings = ModelSettings()
     method: SerializeAsAny[MethodSettings]
@@ -82,8 +86,12 @@ class Recipe(Settings):
         """
         mistakes: list[str] = []
         filled = dict(raw)
-        for key, package in (("task", "recft.tasks"), ("method", "recft.methods")):
-            filled[key] = _member(filled.get(key), key, package, mistakes)
+        if filled.get("tasks"):
+            filled["tasks"] = _several(filled, mistakes)
+            filled["task"] = filled["tasks"][0]
+        else:
+            filled["task"] = _member(filled.get("task"), "task", "recft.tasks", mistakes)
+        filled["method"] = _member(filled.get("method"), "method", "recft.methods", mistakes)
         try:
             recipe = cls.model_validate(filled)
         except ValidationError as error:
@@ -105,8 +113,23 @@ class Recipe(Settings):
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
         yaml.allow_unicode = allow_unicode
         yaml.width = 4096
-        yaml.dump(self.model_dump(mode="json"), stream)
+        yaml.dump(self.model_dump(mode="json", exclude={"task"} if self.tasks else None), stream)
         return stream.getvalue()
+
+    def parts(self) -> tuple[Self, ...]:
+        """This recipe for each of its tasks alone, with the tables that the task reads; itself where there is one."""
+        return tuple(self._alone(task) for task in self.tasks) or (self,)
+
+    def _alone(self, task: TaskSettings) -> Self:
+        member = registry.load("recft.tasks", task.name)
+        given = [table for table in member.tables if getattr(self.data, table) is not None]
+        data = self.data.model_copy(
+            update={table: None for table in ("interactions", "queries", "texts") if table not in given[:1]}
+            | ({"grades": None} if given[:1] != ["queries"] else {})
+            | ({"items": None} if given[:1] == ["texts"] else {})
+            | ({} if member.labelled else {"labels": LabelSettings()})
+        )
+        return self.model_copy(update={"task": task, "tasks": (), "data": data})
 
     def facts(self) -> dict[str, object]:
         """The recipe as flat dotted keys: what refusals are matched against."""
@@ -124,12 +147,7 @@ class Recipe(Settings):
 
     def _with_paths(self, folder: Path) -> Self:
         """Every path of the recipe made absolute; hub ids are left as they are."""
-        tables: dict[str, Any] = {}
-        for key in ("items", "interactions", "queries", "grades"):
-            table = getattr(self.data, key)
-            if table is not None:
-                tables[key] = table.model_copy(update={"path": str((folder / table.path).resolve())})
-        update: dict[str, Any] = {"data": self.data.model_copy(update=tables)}
+        update: dict[str, Any] = {"data": self.data.under(folder)}
         base = folder / self.model.base
         if base.is_dir():
             update["model"] = self.model.model_copy(update={"base": str(base.resolve())})
@@ -178,7 +196,22 @@ def _lay_over(raw: dict[str, Any], override: str) -> None:
     place[last] = _parse(text, f"--set {key}")
 
 
-def _member(raw: object, key: str, package: str, mistakes: list[str]) -> object:
+def _several(filled: dict[str, Any], mistakes: list[str]) -> tuple[Any, ...]:
+    """The settings of several tasks, whose names differ; mistakes are collected."""
+    raw = filled["tasks"]
+    if not isinstance(raw, list | tuple):
+        mistakes.append(problem("tasks", repr(raw), "a list of tasks", "write one task a line, with a dash"))
+        return (TaskSettings(name="?"),)
+    found = tuple(_member(one, "task", "recft.tasks", mistakes, f"tasks.{place}") for place, one in enumerate(raw))
+    names = [getattr(one, "name", "?") for one in found]
+    if "task" in filled and filled["task"] != found[0]:
+        mistakes.append(problem("task", "given beside tasks", "a run has one task or a list of them", "remove one"))
+    if len(set(names)) < len(names):
+        mistakes.append(problem("tasks", ", ".join(names), "each task stands once", "remove the repeated one"))
+    return found
+
+
+def _member(raw: object, key: str, package: str, mistakes: list[str], place: str = "") -> object:
     """The settings of a task or method, checked by the member's own `Config`; mistakes are collected."""
     if isinstance(raw, Settings):
         return raw
@@ -187,7 +220,7 @@ def _member(raw: object, key: str, package: str, mistakes: list[str]) -> object:
     name = settings.get("name")
     if not isinstance(name, str):
         mistakes.append(
-            problem(f"{key}.name", "is missing", f"one of {', '.join(registry.names(package))}", "name one")
+            problem(f"{place or key}.name", "is missing", f"one of {', '.join(registry.names(package))}", "name one")
         )
         return placeholder
     try:
@@ -195,9 +228,9 @@ def _member(raw: object, key: str, package: str, mistakes: list[str]) -> object:
         settings["name"] = name.replace("_", "-")
         return config.model_validate(settings)
     except RecipeError as error:
-        mistakes.append(f"{key}.name: {error}")
+        mistakes.append(f"{place or key}.name: {error}")
     except ValidationError as error:
-        mistakes.extend(_explain(error, config, (key,)))
+        mistakes.extend(_explain(error, config, (place or key,)))
     return placeholder
 
 

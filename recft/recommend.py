@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,14 @@ from recft.data.store import Records, Store
 from recft.errors import DataError, RecipeError, problem
 from recft.evaluate import open_run
 from recft.export import DESCRIPTION, ITEMS
-from recft.models.text_model import Serving, cut, encode
+from recft.models.encoder import Encoder
+from recft.models.text_model import Serving
 from recft.run import Listener, atomic_file, silent
 from recft.schema import TaskSettings
 from recft.tasks._base import Task, Text
 from recft.training.assemble import check, open_adapter
+from recft.training.calibration import calibrated
+from recft.training.explanation import LEAVE_ONE_OUT, Part, explain
 from recft.verify import open_export
 
 __all__ = ["recommend", "recommend_file"]
@@ -38,6 +41,8 @@ class _Ranker:
     texts: Sequence[str]
     titles: Sequence[str]
     encode: Callable[[Sequence[Text]], np.ndarray]
+    table: str
+    calibration: Mapping[str, Any] | None
     store: Store | None
 
     def records(self, wanted: Sequence[tuple[str, Any]]) -> Records:
@@ -52,7 +57,7 @@ class _Ranker:
         log = np.concatenate([nothing, *(np.array(history, np.int32) for history in histories)])
         return Records(
             keys=[str(value) for _, value in wanted],
-            queries=queries if self.task.table == "queries" else None,
+            queries=None if self.table == "interactions" else queries,
             users=None,
             starts=bounds[:-1],
             cuts=bounds[1:],
@@ -64,7 +69,7 @@ class _Ranker:
         )
 
     def _fits(self, kind: str) -> None:
-        expected = "query" if self.task.table == "queries" else "history or user"
+        expected = "history or user" if self.table == "interactions" else "query"
         if kind not in expected.split(" or "):
             raise RecipeError(
                 problem(
@@ -114,8 +119,12 @@ class _Ranker:
         records = self.records(wanted)
         rows = np.arange(len(wanted))
         depth = min(top, len(self.ids))
-        if self.task.output == "labels":
+        reads = self.task.reads(self.config)
+        if reads == "pairs":
             return [self._rank_pairs(records, int(row), depth) for row in rows]
+        if reads == "contexts":
+            outputs = self.encode(self.task.contexts(self.config, records, rows, self.texts))
+            return [_first(row, depth) for row in self._scores(outputs)]
         listen("stage", {"name": f"reading {len(self.texts):,} items"})
         catalogue = self.encode(self.task.candidates(self.config, self.texts))
         found = []
@@ -128,20 +137,32 @@ class _Ranker:
 
     def _rank_pairs(self, records: Records, row: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """Every item of the catalogue as a candidate of one context."""
-        every = Records(
-            keys=[records.keys[row]],
-            queries=None,
-            users=None,
-            starts=records.starts[row : row + 1] if records.starts is not None else None,
-            cuts=records.cuts[row : row + 1] if records.cuts is not None else None,
-            times=None,
-            offsets=np.array([0, len(self.ids)], np.int64),
-            items=np.arange(len(self.ids), dtype=np.int32),
-            grades=np.zeros(len(self.ids), np.float32),
-            log_items=records.log_items,
-        )
-        outputs = self.encode(self.task.pairs(self.config, every, np.zeros(1, int), self.texts))
-        return _first(self.task.scores(outputs), depth)
+        every = records.take(np.array([row])).with_every(len(self.ids))
+        scores = self._scores(self.encode(self.task.pairs(self.config, every, np.zeros(1, int), self.texts)))
+        return _first(scores[:, 0] if scores.ndim == 2 else scores, depth)
+
+    def explain(self, kind: str, value: Any, items: Sequence[int]) -> list[dict[str, Any]]:
+        """Why each of these items, as `recommend` gives it."""
+        history = [] if kind == "query" else self._bought(value) if kind == "user" else self._items(value)
+        context = str(value) if kind == "query" else [self.texts[item] for item in history]
+        found = explain(self.task, self.config, self.encode, self.texts, items, context, self._scores)
+        return [
+            {
+                "method": LEAVE_ONE_OUT,
+                "effect": "score of the whole - score without the part",
+                "parts": [self._part(part, history) for part in parts],
+            }
+            for parts in found
+        ]
+
+    def _part(self, part: Part, history: Sequence[int]) -> dict[str, Any]:
+        told = {"kind": part.kind, "text": part.text, "effect": part.effect, "start": part.start, "end": part.end}
+        if part.item is None:
+            return told
+        return told | {"item": self.ids[history[part.item]], "title": self.titles[history[part.item]]}
+
+    def _scores(self, outputs: np.ndarray) -> np.ndarray:
+        return calibrated(self.calibration, self.task.scores(self.config, outputs))
 
 
 def _first(scores: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
@@ -149,16 +170,27 @@ def _first(scores: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
     return order, scores[order]
 
 
-def _open(source: Path) -> _Ranker:
+def _open(source: Path, name: str | None = None) -> _Ranker:
     """A ranker from a run folder or an exported one."""
     if (source / DESCRIPTION).is_file():
         return _open_export(source)
-    folder, recipe, store = open_run(source)
-    check(recipe)
-    tuned = open_adapter(recipe, folder.adapter)
-    encoder = partial(encode, tuned.model, tuned.tokenizer, chunk_tokens=recipe.eval.batch_tokens)
+    opened = open_run(source)
+    check(opened.recipe)
+    recipe, store = opened.part(name)
+    tuned = open_adapter(opened.recipe, opened.folder.adapter).of(recipe.task.name)
+    encoder = Encoder(tuned.model, tuned.tokenizer, recipe.eval.batch_tokens)
     task = registry.load("recft.tasks", recipe.task.name)
-    return _Ranker(task, recipe.task, store.item_ids, store.item_texts, store.item_titles, encoder, store)
+    return _Ranker(
+        task,
+        recipe.task,
+        store.item_ids,
+        store.item_texts,
+        store.item_titles,
+        encoder,
+        store.table,
+        tuned.model.serving.calibration,
+        store,
+    )
 
 
 def _open_export(folder: Path) -> _Ranker:
@@ -173,7 +205,9 @@ def _open_export(folder: Path) -> _Ranker:
         items["id"].to_list(),
         items["text"].to_list(),
         items["title"].to_list(),
-        lambda texts: engine.encode(cut(engine.tokenizer, texts, serving.max_tokens)),
+        lambda texts: engine.encode(serving.cut(engine.tokenizer, texts)),
+        description["table"],
+        serving.calibration,
         None,
     )
 
@@ -184,9 +218,11 @@ def recommend(
     history: Sequence[str] | None = None,
     user: str | None = None,
     top: int = 10,
+    task: str | None = None,
+    explain: int = 0,
     listen: Listener = silent,
 ) -> list[dict[str, Any]]:
-    """The ranked list for one query, history or user: rank, item, score, title.
+    """The ranked list for one query, history or user: rank, item, score, title, and why, where asked for.
 
     Args:
         source: a run folder, or an exported one.
@@ -194,6 +230,9 @@ def recommend(
         history: item ids, oldest first.
         user: a user of the run's data, with all events of the log.
         top: how many places.
+        task: which task of the run ranks, where it has several.
+        explain: the first so many places carry `explanation`: how much each word and each history item moves the
+            score, in reading order.
         listen: hears of stages.
 
     Raises:
@@ -207,12 +246,17 @@ def recommend(
         raise RecipeError(
             problem("recommend", f"{len(given)} of query, history and user are given", "exactly one", "give one")
         )
-    ranker = _open(Path(source))
+    ranker = _open(Path(source), task)
     items, scores = ranker.rank(given, top, listen)[0]
-    return [
+    places: list[dict[str, Any]] = [
         {"rank": place, "item": ranker.ids[item], "score": float(score), "title": ranker.titles[item]}
         for place, (item, score) in enumerate(zip(items, scores, strict=True), start=1)
     ]
+    if explain:
+        listen("stage", {"name": f"leaving out one part at a time, for {min(explain, len(places))} places"})
+        reasons = ranker.explain(*given[0], items[:explain].tolist())
+        places[:explain] = [place | {"explanation": reason} for place, reason in zip(places, reasons, strict=False)]
+    return places
 
 
 def recommend_file(

@@ -59,6 +59,15 @@ class RunFolder:
         """The prepared data."""
         return self.root / "data"
 
+    def data_of(self, task: str, among: int) -> Path:
+        """The prepared data of one of `among` tasks; a run of one task has no folder for each."""
+        return self.data / task if among > 1 else self.data
+
+    @property
+    def serving(self) -> Path:
+        """How each task's texts become numbers, by task."""
+        return self.root / "serving.json"
+
     @property
     def adapter(self) -> Path:
         """The best adapter so far."""

@@ -5,7 +5,8 @@ Settings of a task or a method belong to the member's own file (its `Config`), w
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +14,7 @@ __all__ = [
     "DataSettings",
     "EvalSettings",
     "ExportSettings",
+    "LabelSettings",
     "MethodSettings",
     "ModelSettings",
     "Settings",
@@ -22,6 +24,13 @@ __all__ = [
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+GradeMap = Annotated[
+    dict[str, Annotated[float, Field(ge=0)]] | None,
+    Field(min_length=1, description="grades written as words: {exact: 3, substitute: 2, irrelevant: 0}"),
+]
+
+# The keys of a table that name a file.
+_FILES = ("path", "valid", "test")
 
 
 class Settings(BaseModel):
@@ -34,6 +43,9 @@ class TaskSettings(Settings):
     """What every task can be told; a task's own `Config` adds to it."""
 
     name: str
+    weight: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="in a run of several tasks, its share of the steps"
+    )
 
 
 class MethodSettings(Settings):
@@ -52,6 +64,45 @@ class ItemsTable(Settings):
     id: str
     text: tuple[str, ...] = Field(min_length=1, description="columns that make an item's text, in order")
     title: str | None = Field(default=None, description="the column shown to people; the first text column if absent")
+    attributes: tuple[str, ...] = Field(default=(), description="columns added to the text as `name: value`")
+    columns: tuple[str, ...] = Field(default=(), description="columns kept for slices of the report")
+    separator: str | None = None
+
+
+class TriplesTable(Settings):
+    """A knowledge graph about the items, added to their text as `relation: tail`: heads are item ids."""
+
+    path: str
+    head: str
+    relation: str
+    tail: str
+    hops: Annotated[int, Field(ge=1, le=3)] = Field(
+        default=1, description="how far from the item: 2 follows tails that are heads again"
+    )
+    max_words: Positive = Field(default=32, description="whole triples up to so many words an item, nearest first")
+    separator: str | None = None
+
+
+class ReviewsTable(Settings):
+    """What people wrote about the items, added to their text."""
+
+    path: str
+    item: str
+    text: str
+    time: str | None = Field(default=None, description="newest first; by time, none from after training")
+    time_format: str = Field(default="auto", description="auto, seconds, milliseconds, iso, or a strftime pattern")
+    per_item: Positive = Field(default=3, description="so many reviews an item, at most")
+    max_words: Positive = Field(default=64, description="so many words of reviews an item, at most")
+    separator: str | None = None
+
+
+class UsersTable(Settings):
+    """Profiles of the users of data.interactions."""
+
+    path: str
+    id: str
+    text: tuple[str, ...] = Field(default=(), description="columns that make a user's text, in order")
+    columns: tuple[str, ...] = Field(default=(), description="columns kept for slices of the report")
     separator: str | None = None
 
 
@@ -68,6 +119,9 @@ class InteractionsTable(Settings):
     time_format: str = Field(default="auto", description="auto, seconds, milliseconds, iso, or a strftime pattern")
     time_range: tuple[str, str] | None = Field(default=None, description="first and last time that can be true")
     rating_range: tuple[float, float] | None = None
+    columns: tuple[str, ...] = Field(
+        default=(), description="columns kept for slices of the report: the first target's value is the record's"
+    )
     separator: str | None = None
 
 
@@ -79,7 +133,11 @@ class QueriesTable(Settings):
     id: str | None = None
     item: str | None = None
     grade: str | None = None
+    grade_map: GradeMap = None
     grade_range: tuple[float, float] | None = None
+    columns: tuple[str, ...] = Field(
+        default=(), description="columns kept for slices of the report: a query's first row counts"
+    )
     separator: str | None = None
 
 
@@ -90,14 +148,39 @@ class GradesTable(Settings):
     query: str
     item: str
     grade: str
+    grade_map: GradeMap = None
     grade_range: tuple[float, float] | None = None
+    separator: str | None = None
+
+
+class TextsTable(Settings):
+    """Texts with a label, a reply, a preferred reply, or whole conversations: one row an example."""
+
+    path: str
+    text: tuple[str, ...] = Field(default=(), description="columns that make the text, in order")
+    messages: str | None = Field(default=None, description="a column of conversations, [{role, content}, ...], instead")
+    turns: Literal["last", "all"] = Field(
+        default="last", description="of a conversation: its last answer is a record, or each of its answers"
+    )
+    label: str | None = Field(default=None, description="the column of the text's class")
+    reply: str | None = Field(default=None, description="the column of the right answer")
+    chosen: str | None = Field(default=None, description="the column of the preferred answer")
+    rejected: str | tuple[str, ...] | None = Field(
+        default=None, description="columns of worse answers; a JSON list in one column is several"
+    )
+    group: str | None = Field(
+        default=None, description="rows of one group stay together: the split's unit and the bootstrap's cluster"
+    )
+    columns: tuple[str, ...] = Field(default=(), description="columns kept for slices of the report")
+    valid: str | None = Field(default=None, description="a file of its own for the split, with the same columns")
+    test: str | None = Field(default=None, description="a file of its own for the split, with the same columns")
     separator: str | None = None
 
 
 class SplitSettings(Settings):
     """How records are divided into train, valid and test."""
 
-    by: Literal["time", "leave_one_out", "query", "user", "cold_items"] | None = None
+    by: Literal["time", "leave_one_out", "query", "user", "cold_items", "file"] | None = None
     folds: Annotated[int, Field(ge=2)] | None = None
     fold: Annotated[int, Field(ge=0)] = 0
     seed: int = Field(default=0, description="of the shuffle; the recipe's seed does not move the split")
@@ -117,10 +200,14 @@ class LabelSettings(Settings):
 class DataSettings(Settings):
     """The tables, the checks and the split."""
 
-    items: ItemsTable
+    items: ItemsTable | None = None
     interactions: InteractionsTable | None = None
     queries: QueriesTable | None = None
     grades: GradesTable | None = None
+    texts: TextsTable | None = None
+    triples: TriplesTable | None = None
+    reviews: ReviewsTable | None = None
+    users: UsersTable | None = None
     split: SplitSettings = SplitSettings()
     labels: LabelSettings = LabelSettings()
     on_error: Literal["stop", "quarantine"] = "stop"
@@ -128,6 +215,25 @@ class DataSettings(Settings):
     on_duplicate: Literal["first", "stop"] = Field(
         default="first", description="repeated judgements of one query and item: keep the first, or stop"
     )
+
+    def files(self) -> dict[str, str]:
+        """Every file that is read, by its key below `data`: `items.path`, `texts.valid`."""
+        found: dict[str, str] = {}
+        for table in type(self).model_fields:
+            for name in _FILES:
+                path = getattr(getattr(self, table), name, None)
+                if isinstance(path, str):
+                    found[f"{table}.{name}"] = path
+        return found
+
+    def under(self, folder: Path) -> Self:
+        """The same settings with every file's path made absolute, relative ones from `folder`."""
+        tables: dict[str, BaseModel] = {}
+        for key, path in self.files().items():
+            table, name = key.split(".")
+            group = tables.get(table, getattr(self, table))
+            tables[table] = group.model_copy(update={name: str((folder / path).resolve())})
+        return self.model_copy(update=tables)
 
 
 class ModelSettings(Settings):
@@ -172,6 +278,12 @@ class TuneSettings(Settings):
         default=1.0, description="how far the served adapter goes from its start to where tuning has brought it"
     )
     gradient_checkpointing: bool = False
+    calibration: Literal["temperature", "isotonic", "none"] = Field(
+        default="temperature", description="of probabilities, fitted on validation (50 pairs at least) after tuning"
+    )
+    augment: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
+        default={}, description="{typos: 0.1}: spoil queries, histories and texts of training, each with this chance"
+    )
     early_stopping: EarlyStopping = EarlyStopping()
     eval_every_steps: Positive | None = Field(default=None, description="once an epoch where absent")
     eval_records: Positive | None = Field(
@@ -186,8 +298,34 @@ class EvalSettings(Settings):
     """What is measured, against what."""
 
     metrics: tuple[str, ...] | None = Field(default=None, description="the task's own where absent")
-    baselines: tuple[str, ...] = ()
-    candidates: Literal["all", "judged"] = Field(default="all", description="rank the catalogue, or judged items only")
+    baselines: tuple[str, ...] | None = Field(
+        default=None, description="classic rows; absent: all quick ones that make sense, []: none"
+    )
+    fuse: bool = Field(
+        default=True, description="add the model's and the classic rows' weighted sum, with and without the model"
+    )
+    beside: tuple[str, ...] = Field(
+        default=(), description="other runs over the same data whose models join the table and the sum"
+    )
+    slices: tuple[str, ...] = Field(
+        default=(),
+        description="item_popularity, history_length, cold_item, cold_user, repeat, or a column that prepare kept",
+    )
+    robustness: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
+        default={}, description="{typos: 0.1}: score again with this share of a text's words spoilt"
+    )
+    synonyms: str | None = Field(default=None, description="a file of words that may stand for each other")
+    candidates: Annotated[str, Field(pattern=r"^(all|judged|sampled [1-9]\d*)$")] | None = Field(
+        default=None,
+        description="rank the catalogue (all), judged items only (judged), or so many random ones (sampled 100); "
+        "judged where a task reads query and product together",
+    )
+    decoding: Annotated[str, Field(pattern=r"^(exact|(beam|free) [1-9]\d*)$")] = Field(
+        default="exact",
+        description="of likelihoods: score every item (exact), write items by a search of so many beams that the "
+        "catalogue holds to itself (beam 20), or freely (free 20), where an output may be no item",
+    )
+    gain: Literal["linear", "exponential"] = Field(default="linear", description="of a grade g: g, or 2^g - 1")
     records: Positive | None = Field(
         default=None, description="score so many records, spread over the split, and say so; all where absent"
     )

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,10 @@ from recft.data.store import Store
 from recft.errors import DataError, TuneError, problem
 from recft.evaluate import exam_of, open_run, refuse_no_effect
 from recft.metrics import _base as metrics
-from recft.models.base import base_hash
-from recft.models.text_model import encode
+from recft.models.base import base_hash, tokenizer_of
+from recft.models.encoder import Encoder
+from recft.models.text_model import Serving
+from recft.perturbations._spoilt import augmented_task
 from recft.prepare import prepare
 from recft.recipe import Recipe
 from recft.reports.plots import curves
@@ -39,8 +40,10 @@ from recft.run import (
 )
 from recft.training import assemble, manifest, memory
 from recft.training.assemble import BASE_HEAD, Tuned, check, read_adapter_into, save_adapter, save_tensors
+from recft.training.calibration import fit_calibration
 from recft.training.checkpoint import Progress
 from recft.training.loop import Evaluation, Job, fit, total_steps
+from recft.training.mixing import Part
 from recft.training.scoring import few_records, score_model
 from recft.training.signals import Terminated, Waiting, waiting
 
@@ -48,6 +51,8 @@ __all__ = ["tune"]
 
 SAMPLE_TEXTS = 64
 """Training texts for initialisation from data."""
+
+LEAST_CALIBRATION_PAIRS = 50
 
 
 def tune(
@@ -71,20 +76,23 @@ def tune(
     folder = RunFolder(Path(run) if run else Path("runs") / recipe.name)
     check(recipe)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    parts = recipe.parts()
     if accelerator.is_main_process:
         _refuse_other_run(folder, recipe, resume, force)
         # Data first: a recipe that prepare refuses leaves nothing behind that the next try would have to force.
-        prepare(recipe, out=folder.data, force=True, listen=listen)
+        for part in parts:
+            prepare(part, out=folder.data_of(part.task.name, len(parts)), force=True, listen=listen)
         if not resume:
             _begin(folder, recipe)
     accelerator.wait_for_everyone()
-    store = Store.open(folder.data)
+    stores = [Store.open(folder.data_of(part.task.name, len(parts))) for part in parts]
     done = read_json(folder.manifest) if resume and folder.manifest.is_file() else {}
     if done.get("exit_status") == 0:
         listen("note", {"text": f"{folder.root} is finished already"})
         return dict(done)
-    with _recorded(folder, recipe, store, accelerator) as record:
-        record |= _Tuning(recipe, folder, store, accelerator, listen).run(resume)
+    with _recorded(folder, recipe, stores, accelerator) as record:
+        tasks = tuple(zip(parts, stores, strict=True))
+        record |= _Tuning(recipe, folder, tasks, accelerator, listen).run(resume)
     return record
 
 
@@ -123,7 +131,7 @@ def _begin(folder: RunFolder, recipe: Recipe) -> None:
     """Clears what an earlier run left in the folder, and writes the recipe: from here on the run can be resumed."""
     for old in (folder.adapter, folder.checkpoints, folder.root / "eval"):
         shutil.rmtree(old, ignore_errors=True)
-    for file in (folder.metrics, folder.manifest, folder.curves, folder.root / BASE_HEAD):
+    for file in (folder.metrics, folder.manifest, folder.curves, folder.serving, folder.root / BASE_HEAD):
         file.unlink(missing_ok=True)
     for events in folder.root.glob("events.out.tfevents*"):
         events.unlink()
@@ -131,9 +139,11 @@ def _begin(folder: RunFolder, recipe: Recipe) -> None:
 
 
 @contextlib.contextmanager
-def _recorded(folder: RunFolder, recipe: Recipe, store: Store, accelerator: Accelerator) -> Iterator[dict[str, Any]]:
+def _recorded(
+    folder: RunFolder, recipe: Recipe, stores: Sequence[Store], accelerator: Accelerator
+) -> Iterator[dict[str, Any]]:
     """The manifest, written when the run begins and, with its exit status, however it ends."""
-    record = manifest.begin(recipe, store.card, base_hash(recipe.model))
+    record = manifest.begin(recipe, _data_hash(stores), base_hash(recipe.model))
     started = time.perf_counter()
 
     def write(status: int | None) -> None:
@@ -152,80 +162,114 @@ def _recorded(folder: RunFolder, recipe: Recipe, store: Store, accelerator: Acce
     write(0)
 
 
+def _data_hash(stores: Sequence[Store]) -> str:
+    hashes = [str(store.card["data_sha256"]) for store in stores]
+    return hashes[0] if len(hashes) == 1 else hash_bytes(" ".join(hashes).encode())
+
+
 @dataclass(frozen=True)
 class _Tuning:
-    """One run of `tune`, from a claimed folder on."""
+    """One run of `tune`, from a claimed folder on; `tasks` are the recipe for each task alone, and its data."""
 
     recipe: Recipe
     folder: RunFolder
-    store: Store
+    tasks: tuple[tuple[Recipe, Store], ...]
     accelerator: Accelerator
     listen: Listener
 
     def run(self, resume: bool) -> dict[str, Any]:
         """What the manifest says of the tuning."""
-        recipe, records = self.recipe, self.store.records("train")
-        if not len(records):
-            raise DataError(
-                problem(
-                    "data.split",
-                    "the training split is empty",
-                    "there is something to train on",
-                    "give more data, or smaller valid and test shares",
-                )
-            )
-        task = registry.load("recft.tasks", recipe.task.name)
-        steps = total_steps(recipe.tune, len(records))
+        recipe = self.recipe
+        sizes = [self._size(part, store) for part, store in self.tasks]
+        steps = total_steps(recipe.tune, sizes)
         self.listen("stage", {"name": f"loading {recipe.model.base} ({recipe.model.quantization})"})
-        rng = np.random.default_rng([recipe.seed, 2])
-        some = rng.permutation(len(records))[:8]
-        texts = task.batch(recipe.task, records, some, self.store.item_texts, rng).texts[:SAMPLE_TEXTS]
-        tuned = assemble.new(recipe, steps, texts, self.accelerator.device)
+        servings = assemble.servings_of(
+            [(part, store.item_ids) for part, store in self.tasks], tokenizer_of(recipe.model)
+        )
+        tuned = assemble.new(recipe, servings, steps, self._samples(), self.accelerator.device)
+        if self.accelerator.is_main_process:
+            assemble.write_servings(self.folder.serving, servings)
         self._start_from(tuned)
         with waiting() as signals:  # until here nothing is lost by stopping at once
-            job = self._job(tuned, len(records), signals)
+            job = self._job(tuned, signals)
             if tuned.heads:
                 self._base_head(job)
             self.listen("stage", {"name": f"tuning {recipe.method.name}, {steps} steps"})
             progress = fit(job, resume)
         if self.accelerator.is_main_process:
-            self._end(tuned, progress, job)
+            self._end(tuned, progress, job, servings)
         return self._summary(tuned, progress, steps)
 
-    def _job(self, tuned: Tuned, n_examples: int, signals: Waiting) -> Job:
+    def _size(self, part: Recipe, store: Store) -> int:
+        """How many examples a task has to train on.
+
+        Raises:
+            DataError: none.
+        """
+        size = len(store.records("train"))
+        if not size:
+            raise DataError(
+                problem(
+                    "data.split",
+                    f"the training split of {part.task.name} is empty",
+                    "there is something to train on",
+                    "give more data, or smaller valid and test shares",
+                )
+            )
+        return size
+
+    def _samples(self) -> Sequence[Any]:
+        """Some training texts of the first task."""
+        part, store = self.tasks[0]
+        records, rng = store.records("train"), np.random.default_rng([self.recipe.seed, 2])
+        task = registry.load("recft.tasks", part.task.name)
+        some = rng.permutation(len(records))[:8]
+        texts: Sequence[Any] = task.batch(part.task, records, some, store.item_texts, rng).texts
+        return texts[:SAMPLE_TEXTS]
+
+    def _job(self, tuned: Tuned, signals: Waiting) -> Job:
         recipe = self.recipe
-        task, items = registry.load("recft.tasks", recipe.task.name), self.store.item_texts
-        records = self.store.records("train")
+        text = recipe.to_yaml() + _data_hash([store for _, store in self.tasks])
         return Job(
             tuned=tuned,
             parameters=tuned.attached.parameters() | dict(tuned.heads),
-            n_examples=n_examples,
-            batch=lambda rows, rng: task.batch(recipe.task, records, rows, items, rng),
-            loss=lambda outputs, batch, base: task.loss(recipe.task, outputs, batch, base),
-            needs_base=task.needs_base(recipe.task),
+            parts=[self._part(part, store, tuned) for part, store in self.tasks],
             settings=recipe.tune,
             seed=recipe.seed,
             accelerator=self.accelerator,
             evaluation=self._evaluation(tuned),
             folder=self.folder,
-            fingerprint=hash_bytes((recipe.to_yaml() + self.store.card["data_sha256"]).encode()),
+            fingerprint=hash_bytes(text.encode()),
             listen=self.listen,
             signals=signals,
         )
 
+    def _part(self, part: Recipe, store: Store, tuned: Tuned) -> Part:
+        task, items = registry.load("recft.tasks", part.task.name), store.item_texts
+        records = store.records("train")
+        task = augmented_task(task, part.tune.augment) if part.tune.augment else task
+        return Part(
+            model=tuned.views[part.task.name],
+            n_examples=len(records),
+            batch=lambda rows, rng: task.batch(part.task, records, rows, items, rng),
+            loss=lambda outputs, batch, base: task.loss(part.task, outputs, batch, base),
+            needs_base=task.needs_base(part.task),
+            weight=part.task.weight,
+        )
+
     def _evaluation(self, tuned: Tuned) -> Evaluation | None:
-        """Validation on the task's metric; None where the split has no validation records."""
-        recipe = self.recipe
+        """Validation on the first task's metric; None where the split has no validation records."""
+        recipe, store = self.tasks[0]
         task = registry.load("recft.tasks", recipe.task.name)
         name = recipe.tune.early_stopping.metric or task.monitor
         key, _ = metrics.parse(name, task.output)
-        exam = exam_of(recipe, self.store, "valid", (name,))
+        exam = exam_of(recipe, store, "valid", (name,))
         if recipe.tune.eval_records is not None:
             exam = few_records(exam, recipe.tune.eval_records)
         if not len(exam.records):
             self.listen("warning", {"text": "no validation records: the last step is kept, not the best"})
             return None
-        encoder = partial(encode, tuned.model, tuned.tokenizer, chunk_tokens=recipe.eval.batch_tokens)
+        encoder = Encoder(tuned.model, tuned.tokenizer, recipe.eval.batch_tokens)
         return Evaluation(
             metric=name,
             score=lambda: score_model(exam, encoder).values[name],
@@ -246,9 +290,7 @@ class _Tuning:
             stage = Job(
                 tuned=tuned,
                 parameters=tuned.heads,
-                n_examples=job.n_examples,
-                batch=job.batch,
-                loss=job.loss,
+                parts=[part for part in job.parts if part.model.serving.head == "classifier"],
                 settings=job.settings,
                 seed=job.seed,
                 accelerator=job.accelerator,
@@ -278,7 +320,8 @@ class _Tuning:
         """
         if self.recipe.tune.start_from is None:
             return
-        other_folder, other, _ = open_run(Path(self.recipe.tune.start_from))
+        start = open_run(Path(self.recipe.tune.start_from))
+        other_folder, other = start.folder, start.recipe
         for place in ("model", "method"):
             if getattr(other, place) != getattr(self.recipe, place):
                 raise TuneError(
@@ -291,25 +334,53 @@ class _Tuning:
                 )
         read_adapter_into(tuned, other_folder.adapter)
 
-    def _end(self, tuned: Tuned, progress: Progress, job: Job) -> None:
-        """Keeps the last adapter where none was judged, draws the curves, and makes sure that it has an effect."""
+    def _end(self, tuned: Tuned, progress: Progress, job: Job, servings: Mapping[str, Serving]) -> None:
+        """Keeps the last adapter where none was judged, calibrates it, and makes sure that it has an effect."""
         if job.evaluation is None:
             save_adapter(tuned, self.folder.adapter)
         curves(self.folder.metrics, self.folder.curves)
         read_adapter_into(tuned, self.folder.adapter)
-        refuse_no_effect(tuned, exam_of(self.recipe, self.store, "train"))
+        for part, store in self.tasks:
+            refuse_no_effect(tuned.of(part.task.name), exam_of(part, store, "train"))
+        assemble.write_servings(
+            self.folder.serving,
+            {
+                part.task.name: replace(
+                    servings[part.task.name], calibration=self._calibration(part, store, tuned.of(part.task.name))
+                )
+                for part, store in self.tasks
+            },
+        )
         if self.recipe.tune.start_from is not None:
             self._report_continued(tuned, progress)
 
+    def _calibration(self, part: Recipe, store: Store, tuned: Tuned) -> dict[str, Any] | None:
+        """The correction of a task's probabilities; None where it has none, or too few validation pairs to learn it."""
+        task, kind = registry.load("recft.tasks", part.task.name), part.tune.calibration
+        if kind == "none" or task.output not in ("labels", "classes"):
+            return None
+        kind = "temperature" if task.output == "classes" else kind  # classes have no order to be isotonic in
+        exam = exam_of(part, store, "valid", (task.monitor,))
+        encoder = Encoder(tuned.model, tuned.tokenizer, part.eval.batch_tokens)
+        labels = score_model(exam, encoder).labels if len(exam.records) else None
+        if labels is None or len(labels) < LEAST_CALIBRATION_PAIRS:
+            self.listen("note", {"text": f"{part.task.name}: too few validation pairs to calibrate probabilities"})
+            return None
+        return fit_calibration(kind, labels.scores, labels.labels)
+
     def _report_continued(self, tuned: Tuned, progress: Progress) -> None:
         """Old and new adapter, each on the old and the new test records: `eval/start_from.json`."""
-        start_folder, start, start_store = open_run(Path(str(self.recipe.tune.start_from)))
-        encoder = partial(encode, tuned.model, tuned.tokenizer, chunk_tokens=self.recipe.eval.batch_tokens)
-        exams = {"old test": exam_of(start, start_store, "test"), "new test": exam_of(self.recipe, self.store, "test")}
+        recipe, store = self.tasks[0]
+        start = open_run(Path(str(recipe.tune.start_from)))
+        old, old_store = start.parts[0]
+        encoder = Encoder(tuned.model, tuned.tokenizer, recipe.eval.batch_tokens)
+        exams = {"new test": exam_of(recipe, store, "test")}
+        if old.task.name == recipe.task.name:
+            exams = {"old test": exam_of(old, old_store, "test"), **exams}
         scores: dict[str, Any] = {
             "new adapter": {name: score_model(exam, encoder).values for name, exam in exams.items()}
         }
-        read_adapter_into(tuned, start_folder.adapter)
+        read_adapter_into(tuned, start.folder.adapter)
         scores["old adapter"] = {name: score_model(exam, encoder).values for name, exam in exams.items()}
         read_adapter_into(tuned, self.folder.adapter)
         write_json(

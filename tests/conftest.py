@@ -33,6 +33,15 @@ WORDS = (
 # In the style of Qwen and Llama 3: an engine that applies it serves other scores.
 CHAT_TEMPLATE = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"
 
+READ_TOGETHER = ("purchase", "rating", "relevance")
+
+# The columns of the toy shop's texts.csv that a task learns from.
+TEXT_TARGETS: dict[str, dict[str, Any]] = {
+    "classify": {"label": "label"},
+    "reply": {"reply": "reply"},
+    "preference": {"chosen": "reply", "rejected": ["worse", "worst"]},
+}
+
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -132,6 +141,8 @@ def _byte_pairs() -> Tokenizer:
 def toy_shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small shop: `items.jsonl` (40), `queries.csv` (24 graded queries), `log.csv` (30 users).
 
+    And of its customer service `texts.csv`: 60 texts, each with a label, a reply and two worse replies.
+
     Titles are English, Chinese, full-width and emoji; two items have the same text. Users buy again, and most buy
     items next to each other in the catalogue, so that there is something to learn.
     """
@@ -159,7 +170,20 @@ def toy_shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 day = user % 7 + event * 3
                 log.writerow([f"u{user}", f"i{item}", f"2024-01-01 {day % 24:02d}:{day:02d}:00", draw.randint(1, 5)])
                 item = draw.choice([item, (item + 1) % 40, (item + 1) % 40, draw.randrange(40)])
+    _write_texts(folder / "texts.csv", titles)
     return folder
+
+
+def _write_texts(path: Path, titles: list[str]) -> None:
+    """Three kinds of text, told apart by their first word."""
+    asked = (("red", "red chair"), ("black", "black paper"), ("黑色", "打印机 墨盒"))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        texts = csv.writer(file)
+        texts.writerow(["text", "label", "reply", "worse", "worst"])
+        for number in range(60):
+            label, reply = asked[number % 3]
+            text = f"{label} {titles[number % 30]} {number}"
+            texts.writerow([text, label, reply, asked[(number + 1) % 3][1], f"no {number % 7}"])
 
 
 def _titles() -> list[str]:
@@ -195,12 +219,16 @@ def toy_recipe(toy_shop: Path, tiny_bert: Path, tiny_llama: Path) -> ToyRecipe:
         data: dict[str, Any] = {
             "items": {"path": "items.jsonl", "id": "sku", "text": ["brand", "title"], "title": "title"}
         }
-        if name == "retrieval":
+        if name in ("retrieval", "relevance"):
             data |= {"queries": judged, "split": {"by": "query", "valid": 0.2, "test": 0.2}}
+        elif name in TEXT_TARGETS:
+            texts = {"path": "texts.csv", "text": ["text"], **TEXT_TARGETS[name]}
+            data = {"texts": texts, "split": {"valid": 0.2, "test": 0.2}}
         else:
             data |= {"interactions": log, "split": {"by": "leave_one_out"}}
         if name == "purchase":
             data["labels"] = {"negatives": 2}
+        if name in READ_TOGETHER:
             # The tiny tokenizers know few words: with the long prompts the item would not fit.
             prompts = {"before": "history: ", "between": " item: ", "after": " answer:"}
             task = {"name": task, **prompts} if isinstance(task, str) else {**prompts, **task}
@@ -215,13 +243,13 @@ def toy_recipe(toy_shop: Path, tiny_bert: Path, tiny_llama: Path) -> ToyRecipe:
                 "epochs": 100,
                 "batch_size": 4,
                 "learning_rate": 1e-2,
-                "max_tokens": 64 if name == "purchase" else 32,
+                "max_tokens": 64 if name in (*READ_TOGETHER, *TEXT_TARGETS) else 32,
                 "dropout": 0.1,
                 "checkpoint_every_steps": 1,
                 "eval_every_steps": 2,
                 "log_every_steps": 1,
             },
-            "eval": {"bootstrap": 100},
+            "eval": {"bootstrap": 100, "baselines": []},
             "export": {"rows": 8},
         }
         for section, settings_ in sections.items():

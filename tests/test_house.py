@@ -21,14 +21,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__"),
     ("prepare", "tune", "evaluate", "export", "verify", "recommend", "compare"),
     ("training", "reports"),
-    ("tasks", "methods", "metrics", "baselines", "exports"),
+    ("tasks", "methods", "metrics", "baselines", "exports", "perturbations"),
     ("models", "data"),
     ("recipe", "run"),
     ("schema",),
     ("registry",),
     ("errors",),
 )
-FAMILIES = ("tasks", "methods", "metrics", "baselines", "exports", "cli")
+FAMILIES = ("tasks", "methods", "metrics", "baselines", "exports", "perturbations", "cli")
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # The recipe checks a member's settings by loading it through the registry: it imports nothing of the families.
 SPEAKING = ("print", "sys.exit", "exit", "quit", "sys.stdout.write", "sys.stderr.write")

@@ -204,8 +204,8 @@ def test_row_order_of_the_files_does_not_matter(make: Make, shop: dict[str, Any]
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"interactions": None}, "neither is given"),
-        ({"queries": {"path": "q.csv", "query": "q"}}, "both are given"),
+        ({"interactions": None}, "none of interactions, queries and texts is given"),
+        ({"queries": {"path": "q.csv", "query": "q"}}, "interactions and queries are given"),
         ({"labels": {"at_least": 4, "negatives": 4}}, "one source"),
         ({"split": {"by": "query"}}, "interactions have no queries"),
     ],

@@ -3,28 +3,28 @@
     score(q, d) = sum over words w of q of idf(w) * f / (f + k1 * (1 - b + b * |d| / mean |d|))
     idf(w) = ln(1 + (N - n + 1/2) / (n + 1/2))
 
-f is how often w stands in d, n the number of items with w, N that of all items; k1 0.9 and b 0.4, which suit
-short texts. Robertson and Zaragoza, The Probabilistic Relevance Framework: BM25 and Beyond (2009); the idf is the
-one that is never negative. The constant factor k1 + 1 is left out: it moves no rank. A word that stands twice in
-the query counts twice. Words are `recft.data.text.words`, so Chinese is searched by pairs of characters.
+f is how often w stands in d, n the number of items with w, N that of all items; k1 0.9 and b 0.4 suit short texts and
+stand first in the grid. Robertson and Zaragoza, The Probabilistic Relevance Framework: BM25 and Beyond (2009); the
+idf is the one that is never negative. The constant factor k1 + 1 is left out: it moves no rank. A word that stands
+twice in the query counts twice. Words are `recft.data.text.words`, so Chinese is searched by pairs of characters.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recft.baselines._base import ScoreRows
+from recft.baselines._base import Arrays, Known
 from recft.data.text import words
 from recft.errors import DataError, problem
 
 if TYPE_CHECKING:
-    from recft.data.store import Records, Store
+    from recft.data.store import Records, Store, Table
 
 __all__ = ["MEMBER", "Bm25", "Index"]
 
@@ -85,21 +85,43 @@ class Index:
 class Bm25:
     """The baseline; it is fitted on the catalogue's text alone and sees no judgement."""
 
-    tables: tuple[Literal["queries", "interactions"], ...] = ("queries",)
-    summary: str = "shared words, rare ones counting more (k1 0.9, b 0.4)"
+    tables: tuple[Table, ...] = ("queries",)
+    outputs: tuple[str, ...] = ("ranking",)
+    summary: str = "shared words, rare ones counting more"
+    grid: tuple[Mapping[str, Any], ...] = (
+        {"k1": 0.9, "b": 0.4},
+        {"k1": 0.4, "b": 0.2},
+        {"k1": 1.2, "b": 0.75},
+        {"k1": 2.0, "b": 0.4},
+    )
+    probabilities: bool = False
 
-    def fit(self, store: Store) -> ScoreRows:
-        """What scores every item for the queries of any split."""
-        index = Index.build(store.item_texts)
+    def fit(self, known: Known, settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The index of the catalogue."""
+        index = Index.build(known.store.item_texts, settings["k1"], settings["b"])
+        # As bytes: an array of strings gives every word the room of the longest.
+        spelled = "\n".join(index.vocabulary).encode()
+        return {
+            "words": np.frombuffer(spelled, np.uint8),
+            "starts": index.starts,
+            "items": index.items,
+            "weights": index.weights,
+        }
 
-        def score_rows(records: Records, rows: np.ndarray) -> np.ndarray:
-            if records.queries is None:
-                raise DataError(
-                    problem("eval.baselines", "bm25 has no query to read", "bm25 needs a queries table", "remove bm25")
-                )
-            return index.scores([records.queries[row] for row in rows])
+    def scores(self, arrays: Arrays, store: Store, records: Records, rows: np.ndarray) -> np.ndarray:
+        """The sum over the query's words, for every item.
 
-        return score_rows
+        Raises:
+            DataError: the records have no query.
+        """
+        if records.queries is None:
+            raise DataError(
+                problem("eval.baselines", "bm25 has no query to read", "bm25 needs a queries table", "remove bm25")
+            )
+        spelled = arrays["words"].tobytes().decode()
+        vocabulary = {word: number for number, word in enumerate(spelled.split("\n") if spelled else [])}
+        index = Index(vocabulary, arrays["starts"], arrays["items"], arrays["weights"], len(store.item_ids))
+        return index.scores([records.queries[row] for row in rows])
 
 
 MEMBER = Bm25()

@@ -1,64 +1,73 @@
-"""Popularity: the same list for everyone, what was taken most often in training first.
+"""Popularity: the same list for everyone, what was taken most often first.
 
-    score(item) = how many training events took it
+    score(item) = sum over users who took it of exp(-age of their last event with it / decay)     of: users
+    score(item) = sum over events that took it of exp(-age / decay)                               of: events
 
-For interactions an event is a row of the log that a training record holds, in its history or as its target, each
-counted once however many histories hold it; for queries, a training query that has the item as a relevant one.
-Rows after the training records' targets are never read.
+Ages count from the last known event; without a decay all count 1. For queries, which have no times, the score is how
+many known queries have the item as a relevant one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from recft.baselines._base import ScoreRows
+from recft.baselines._base import Arrays, Known
+from recft.baselines._history import ages_of
+from recft.baselines._pairs import Pairs
 
 if TYPE_CHECKING:
-    from recft.data.store import Records, Store
+    from recft.data.store import Records, Store, Table
 
 __all__ = ["MEMBER", "Popularity", "counts"]
 
 
-def counts(records: Records, n_items: int) -> np.ndarray:
-    """How many events of the records took each item, (N,), int64.
-
-    Targets graded 0 are no events: among them are items drawn as negatives, which nobody took.
-    """
-    taken = records.grades > 0  # (P,)
-    if records.starts is None or records.cuts is None or records.users is None or records.log_items is None:
-        return np.bincount(records.items[taken], minlength=n_items)
-    # Histories of one user overlap: +1 at each start, -1 at each cut, and a row is held where the sum is positive.
-    edges = np.zeros(len(records.log_items) + 1, dtype=np.int64)
-    np.add.at(edges, records.starts, 1)
-    np.add.at(edges, records.cuts, -1)
-    held = np.cumsum(edges[:-1]) > 0
-    # A target before the user's last training cut lies in a later history already.
-    last_cut = np.full(int(records.users.max(initial=-1)) + 1, -1, dtype=np.int64)
-    np.maximum.at(last_cut, records.users, records.cuts)
-    is_last = records.cuts == last_cut[records.users]  # (R,)
-    taken &= np.repeat(is_last, np.diff(records.offsets))
-    in_histories = np.bincount(np.asarray(records.log_items)[held], minlength=n_items)
-    return in_histories + np.bincount(records.items[taken], minlength=n_items)
+def counts(known: Known, of: Literal["users", "events"], decay_days: float | None = None) -> np.ndarray:
+    """How many known users (or events) took each item, old ones counting less where there is a decay, (N,)."""
+    n_items = len(known.store.item_ids)
+    if known.log is None:
+        # Graded 0 are no events: among them are items that nobody took.
+        return np.bincount(known.records.items[known.records.grades > 0], minlength=n_items)
+    weights = np.exp(-ages_of(known, known.log) / (decay_days or np.inf))
+    if of == "events":
+        return np.bincount(known.log.items, weights=weights, minlength=n_items)
+    pairs = Pairs.of(known.log, n_items, weights)
+    return np.bincount(pairs.items, weights=pairs.weights, minlength=n_items)
 
 
 @dataclass(frozen=True)
 class Popularity:
     """The baseline."""
 
-    tables: tuple[Literal["queries", "interactions"], ...] = ("queries", "interactions")
-    summary: str = "what was taken most often in training, the same for everyone"
+    tables: tuple[Table, ...] = ("queries", "interactions")
+    outputs: tuple[str, ...] = ("ranking", "labels")
+    summary: str = "what was taken most often, the same for everyone"
+    grid: tuple[Mapping[str, Any], ...] = (
+        {"of": "users", "decay_days": None},
+        {"of": "events", "decay_days": None},
+        {"of": "users", "decay_days": 60},
+        {"of": "events", "decay_days": 60},
+        {"of": "users", "decay_days": 14},
+        {"of": "events", "decay_days": 14},
+    )
+    probabilities: bool = False
 
-    def fit(self, store: Store) -> ScoreRows:
-        """What gives each row the training counts."""
-        scores = counts(store.records("train"), len(store.item_ids)).astype(np.float32)
+    def fit(self, known: Known, settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The counts of the items."""
+        return {"counts": counts(known, settings["of"], settings["decay_days"]).astype(np.float32)}
 
-        def score_rows(records: Records, rows: np.ndarray) -> np.ndarray:  # noqa: ARG001 (one list for everyone)
-            return np.tile(scores, (len(rows), 1))
-
-        return score_rows
+    def scores(
+        self,
+        arrays: Arrays,
+        store: Store,  # noqa: ARG002 (one list for everyone)
+        records: Records,  # noqa: ARG002
+        rows: np.ndarray,
+    ) -> np.ndarray:
+        """The counts, a row each."""
+        return np.tile(arrays["counts"], (len(rows), 1))
 
 
 MEMBER = Popularity()

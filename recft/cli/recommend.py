@@ -11,9 +11,13 @@ from recft.cli._base import Command
 from recft.cli._options import JsonFile, Quiet
 from recft.cli._progress import listening
 from recft.cli._shell import deliver
+from recft.reports.reasons import reasons
 from recft.reports.tables import ranking
 
 __all__ = ["MEMBER"]
+
+EXPLAINED = 3
+"""Places that `--explain` is about."""
 
 
 def run(
@@ -32,11 +36,16 @@ def run(
         Path | None, typer.Option("--out", metavar="FILE.parquet", help="Where the lists for --input go.")
     ] = None,
     top: Annotated[int, typer.Option("--top", metavar="K", min=1, help="How many places.")] = 10,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show what moves the first three scores most: words and history items.")
+    ] = False,
     quiet: Quiet = False,
     json: JsonFile = None,
 ) -> None:
     """Rank the catalogue for a query, a history or a user."""
     _one_of(query, history, user, input_file, out)
+    if explain and input_file is not None:
+        raise typer.BadParameter("--explain is for one list: give --query, --history or --user")
     import recft
 
     if input_file is not None and out is not None:
@@ -48,9 +57,11 @@ def run(
         return
     items = [part.strip() for part in history.split(",") if part.strip()] if history is not None else None
     with listening(quiet) as listen:
-        places = recft.recommend(source, query=query, history=items, user=user, top=top, listen=listen)
+        places = recft.recommend(
+            source, query=query, history=items, user=user, top=top, explain=EXPLAINED if explain else 0, listen=listen
+        )
     asked = query if query is not None else user if user is not None else ", ".join(items or [])
-    deliver(places, json, ranking(places, title=f"for: {asked}"))
+    deliver(places, json, ranking(places, title=f"for: {asked}"), *reasons(places))
 
 
 def _one_of(

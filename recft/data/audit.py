@@ -7,18 +7,19 @@ text that products share: both are there when the model serves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import combinations, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recft.data.ledger import short
 from recft.data.splits import Spans
 from recft.data.store import SPLITS, Log, Records, Split
 from recft.data.text import normalise
 from recft.errors import DataError, problem
 
-__all__ = ["audit_events", "audit_order", "audit_queries", "order_auc"]
+__all__ = ["audit_events", "audit_order", "audit_queries", "audit_texts", "order_auc"]
 
 _FEWEST_MIXED_RECORDS = 30
 _ORDER_BOUND = 0.1
@@ -70,8 +71,31 @@ def audit_queries(records: Mapping[Split, Records], by: str) -> None:
             raise _leak(value, f"in {one} and in {other}", "one normalised query is in one fold", len(shared))
 
 
-def audit_order(records: Mapping[Split, Records]) -> dict[str, dict[str, float | int | None]]:
+def audit_texts(records: Mapping[Split, Records], given: Collection[Split], grouped: bool) -> None:
+    """Passes where no text, or group where texts have one, is in two of the splits that recft has cut.
+
+    given: splits that are files of the user's own; what they share with others is told on the card.
+
+    Raises:
+        DataError: with the first place that leaks.
+    """
+    keys: dict[Split, dict[str, str]] = {}
+    for split in SPLITS:
+        there = records[split]
+        names = there.keys if grouped else [normalise(text) for text in there.queries or []]
+        keys[split] = dict(zip(names, there.keys if grouped else there.queries or [], strict=True))
+    for one, other in combinations([split for split in SPLITS if split not in given], 2):
+        shared = sorted(keys[one].keys() & keys[other].keys())
+        if shared:
+            rule = "one group is in one split" if grouped else "one normalised text is in one split"
+            raise _leak(short(keys[one][shared[0]]), f"in {one} and in {other}", rule, len(shared))
+
+
+def audit_order(records: Mapping[Split, Records], numbers: bool = True) -> dict[str, dict[str, float | int | None]]:
     """How far place and item number tell the grade, split by split: AUC within records, 0.5 where they do not.
+
+    numbers: whether numbers that all but tell the grade are leakage. Of replies they are not: one that is always
+        rejected keeps its low number.
 
     Raises:
         DataError: the order of the candidates, or their numbers, give the target away.
@@ -86,7 +110,7 @@ def audit_order(records: Mapping[Split, Records]) -> dict[str, dict[str, float |
             # With few pairs a record the mean itself is uncertain: four standard errors are no accident.
             if off > _ORDER_BOUND and off > 4 * spread:
                 raise _leak(f"AUC {place:.2f}", f"of a candidate's place in {split}", f"0.5 ± {_ORDER_BOUND}", mixed)
-            if abs(by_number - 0.5) > _NUMBER_BOUND:
+            if numbers and abs(by_number - 0.5) > _NUMBER_BOUND:
                 raise _leak(f"AUC {by_number:.2f}", f"of item numbers in {split}", f"0.5 ± {_NUMBER_BOUND}", mixed)
         card[split] = {
             "mixed_records": mixed,

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from recft.data.items import SEPARATOR, Catalogue
 from recft.data.store import SPLITS, Records, Split
+from recft.data.texts import Texts
 
-__all__ = ["CountTokens", "length_card", "split_card"]
+__all__ = ["CountTokens", "label_card", "length_card", "split_card", "text_length_card"]
 
 CountTokens = Callable[[list[str]], list[int]]
 """The number of tokens of each text, special tokens included."""
@@ -45,33 +46,63 @@ def split_card(records: Mapping[Split, Records], n_items: int) -> dict[str, Any]
 def length_card(
     catalogue: Catalogue, queries: Sequence[str], count_tokens: CountTokens, max_tokens: int
 ) -> dict[str, Any]:
-    """Token lengths of item texts and queries, and for each text column how many rows lose tokens at `max_tokens`.
-
-    Columns are joined in order, so that the last ones lose first: a column loses where the text up to and with it is
-    longer than what fits.
-    """
+    """Token lengths of item texts and queries, and for each part of the text how many rows lose tokens of it."""
     frame = catalogue.frame
     if frame.height > _AUDITED_ROWS:
         frame = frame.sample(_AUDITED_ROWS, seed=0)
     card: dict[str, Any] = {"max_tokens": max_tokens, "audited_items": frame.height}
     lengths = _lengths(frame["text"].to_list(), count_tokens)
     card["items"] = _summary(lengths, max_tokens)
-    columns: dict[str, Any] = {}
-    # Only texts that do not fit can lose a column.
-    long = frame.filter(pl.Series(lengths > max_tokens, dtype=pl.Boolean))
-    for number, name in enumerate(catalogue.fields):
-        own = pl.col(f"field_{number}")
-        prefix = pl.concat_str(
-            *(pl.col(f"field_{before}") for before in range(number + 1)), separator=SEPARATOR, ignore_nulls=True
-        )
-        texts = long.filter(own.is_not_null()).select(prefix)
-        cut = _lengths(texts.to_series().to_list(), count_tokens) > max_tokens
-        filled = frame.height - frame[f"field_{number}"].null_count()
-        columns[name] = {"filled": filled, "rows_losing_tokens": int(cut.sum())}
-    card["columns"] = columns
+    card["columns"] = _losing(frame, catalogue.fields, lengths, count_tokens, max_tokens)
     if queries:
         card["queries"] = _summary(_lengths(list(queries), count_tokens), max_tokens)
     return card
+
+
+def text_length_card(texts: Texts, count_tokens: CountTokens, max_tokens: int) -> dict[str, Any]:
+    """The same of texts: the text and its columns, the answers, and the two together."""
+    frame, rows = texts.frame, np.arange(len(texts))
+    if len(texts) > _AUDITED_ROWS:
+        rows = np.sort(np.random.default_rng(0).choice(rows, _AUDITED_ROWS, replace=False))
+        frame = frame[rows]
+    lengths = _lengths(frame["text"].to_list(), count_tokens)
+    answers = _lengths(texts.names, count_tokens)
+    card: dict[str, Any] = {"max_tokens": max_tokens, "audited_texts": len(rows)}
+    card["texts"] = _summary(lengths, max_tokens)
+    card["labels" if texts.target == "label" else "replies"] = _summary(answers, max_tokens)
+    if texts.target != "label":
+        longest = np.maximum.reduceat(answers[texts.items], texts.offsets[:-1])[rows]
+        card["together"] = _summary(lengths + longest, max_tokens)
+    card["columns"] = _losing(frame, texts.fields, lengths, count_tokens, max_tokens)
+    return card
+
+
+def label_card(records: Mapping[Split, Records], names: Sequence[str]) -> dict[str, dict[str, int]]:
+    """How often each label stands in each split, the most frequent of training first."""
+    counts = {split: np.bincount(records[split].items, minlength=len(names)) for split in SPLITS}
+    order = np.argsort(-counts["train"], kind="stable").tolist()
+    return {names[label]: {split: int(counts[split][label]) for split in SPLITS} for label in order}
+
+
+def _losing(
+    frame: pl.DataFrame, fields: Sequence[str], lengths: NDArray[np.int64], count_tokens: CountTokens, max_tokens: int
+) -> dict[str, dict[str, int]]:
+    """For each part of the texts how many rows have it, and how many lose tokens of it.
+
+    Parts are joined in order, so that the last ones lose first: one loses where the text up to and with it is longer
+    than what fits.
+    """
+    columns: dict[str, dict[str, int]] = {}
+    # Only texts that do not fit can lose a part.
+    long = frame.filter(pl.Series(lengths > max_tokens, dtype=pl.Boolean))
+    for number, name in enumerate(fields):
+        parts = [pl.col(f"field_{before}") for before in range(number + 1)]
+        prefix = pl.concat_str(*parts, separator=SEPARATOR, ignore_nulls=True).alias("prefix")
+        texts = long.filter(parts[-1].is_not_null()).select(prefix)
+        cut = _lengths(texts["prefix"].to_list(), count_tokens) > max_tokens
+        filled = frame.height - frame[f"field_{number}"].null_count()
+        columns[name] = {"filled": filled, "rows_losing_tokens": int(cut.sum())}
+    return columns
 
 
 def _lengths(texts: list[str], count_tokens: CountTokens) -> NDArray[np.int64]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,14 @@ from numpy.typing import NDArray
 
 from recft.data.columns import HAS_NUL, moment, moments, number
 from recft.data.items import Catalogue
-from recft.data.ledger import Ledger, Rule, sift
+from recft.data.ledger import Ledger, Rule, sift, torn
 from recft.data.store import Log
 from recft.data.tables import batches
 from recft.errors import DataError, problem
 from recft.run import Listener
 from recft.schema import InteractionsTable
 
-__all__ = ["read_interactions"]
+__all__ = ["Kept", "read_interactions"]
 
 # Clocks of a log may be hours ahead of this machine's zone; a day is not a mistake of the log.
 _FUTURE_SECONDS = 86_400
@@ -28,10 +30,23 @@ Places = NDArray[np.int64]
 _CONFLICT = "one rating for the same user, item and time"
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A column kept for slices.
+
+    Attributes:
+        values: its different values.
+        codes: (E,) int32, the place of each event's value among them.
+    """
+
+    values: list[str]
+    codes: NDArray[np.int32]
+
+
 def read_interactions(
     table: InteractionsTable, catalogue: Catalogue, ledger: Ledger, listen: Listener
-) -> tuple[Log, list[str]]:
-    """The checked log, sorted by user, time, then file order, and the user ids by number.
+) -> tuple[Log, list[str], dict[str, Kept]]:
+    """The checked log, sorted by user, time, then file order, the user ids by number, and columns kept for slices.
 
     Users are numbered as they first appear. Exact duplicates are dropped and counted.
 
@@ -41,18 +56,20 @@ def read_interactions(
     path = Path(table.path)
     rules = _rules(table)
     numbers = catalogue.numbers
-    users = pl.DataFrame(schema={"user": pl.String, "user_number": pl.Int32})
+    users = _numbering("user")
+    kept = {name: _numbering(f"kept_{place}") for place, name in enumerate(dict.fromkeys(table.columns))}
     parts: list[pl.DataFrame] = []
     rows_read = 0
-    columns = [table.user, table.item, table.time, *filter(None, [table.rating, table.event])]
+    columns = [table.user, table.item, table.time, *filter(None, [table.rating, table.event]), *kept]
     for batch in batches(path, columns, "data.interactions", table.separator):
         sound = _checked(batch, table, rules, numbers, ledger, path.name)
         users = _with_new(users, sound["user"])
-        parts.append(_narrow(sound, users))
+        kept = {name: _with_new(values, sound[values.columns[0]]) for name, values in kept.items()}
+        parts.append(_narrow(sound, users, kept.values()))
         rows_read += batch.height
         listen("stage", {"stage": "interactions", "rows": rows_read})
     ids = users["user"]
-    log, rows = _sorted(parts, table.rating is not None)
+    log, rows, codes = _sorted(parts, table.rating is not None, len(kept))
     if not len(log):
         ledger.settle()
         raise DataError(problem("data.interactions", f"{path.name} has no row", "at least one event", "check the file"))
@@ -72,7 +89,9 @@ def read_interactions(
         mask = np.ones(len(log), bool)
         mask[later] = False
         log = log.kept(mask)
-    return log, ids.to_list()
+        codes = [code[mask] for code in codes]
+    values = (frame.to_series(0).to_list() for frame in kept.values())
+    return log, ids.to_list(), dict(zip(kept, map(Kept, values, codes), strict=True))
 
 
 def _rules(table: InteractionsTable) -> list[Rule]:
@@ -83,9 +102,9 @@ def _rules(table: InteractionsTable) -> list[Rule]:
     rules += [
         Rule(table.user, "every event needs a user", pl.col(table.user).is_null()),
         Rule(table.item, "every event needs an item", pl.col(table.item).is_null()),
-        Rule(table.item, "an item of data.items", pl.col("item_number").is_null()),
-        Rule(table.time, f"a time ({table.time_format})", pl.col("moment").is_null()),
-        Rule(table.time, "a time that is not in the future", pl.col("moment") > latest),
+        Rule(table.item, "an item of data.items", pl.col("__item").is_null()),
+        Rule(table.time, f"a time ({table.time_format})", pl.col("__moment").is_null()),
+        Rule(table.time, "a time that is not in the future", pl.col("__moment") > latest),
     ]
     if table.time_range is not None:
         first, last = (moment(text, "data.interactions.time_range") for text in table.time_range)
@@ -98,13 +117,13 @@ def _rules(table: InteractionsTable) -> list[Rule]:
                     "swap them",
                 )
             )
-        outside = ~pl.col("moment").is_between(first, last)
+        outside = ~pl.col("__moment").is_between(first, last)
         rules.append(Rule(table.time, f"a time within {' to '.join(table.time_range)}", outside))
     if table.rating is not None:
-        rules.append(Rule(table.rating, "a finite number", pl.col("value").is_null()))
+        rules.append(Rule(table.rating, "a finite number", pl.col("__value").is_null()))
         if table.rating_range is not None:
             low, high = table.rating_range
-            outside = ~pl.col("value").is_between(low, high)
+            outside = ~pl.col("__value").is_between(low, high)
             rules.append(Rule(table.rating, f"a rating within {low:g} to {high:g}", outside))
     return rules
 
@@ -120,38 +139,48 @@ def _checked(
         batch = kept
     batch = batch.join(numbers, left_on=table.item, right_on="id", how="left", maintain_order="left")
     value = number(table.rating) if table.rating is not None else pl.lit(None, dtype=pl.Float64)
-    batch = batch.with_columns(moments(table.time, table.time_format).alias("moment"), value.alias("value"))
-    flaws = batch["flaw"].drop_nulls().unique(maintain_order=True).to_list()
-    torn = [Rule("(row)", flaw, pl.col("flaw") == flaw, "flaw_value") for flaw in flaws]
-    sound = sift(batch, [*torn, *rules], ledger, file)
-    kept = sound.filter(pl.col("item_number") >= 0)
+    batch = batch.with_columns(moments(table.time, table.time_format).alias("__moment"), value.alias("__value"))
+    sound = sift(batch, [*torn(batch), *rules], ledger, file)
+    kept = sound.filter(pl.col("__item") >= 0)
     ledger.dropped["events of items without text"] += sound.height - kept.height
-    return kept.select("row", pl.col(table.user).alias("user"), "item_number", "moment", "value")
+    columns = [
+        pl.col(name).fill_null("").alias(f"kept_{place}") for place, name in enumerate(dict.fromkeys(table.columns))
+    ]
+    return kept.select("row", pl.col(table.user).alias("user"), "__item", "__moment", "__value", *columns)
 
 
-def _with_new(users: pl.DataFrame, seen: pl.Series) -> pl.DataFrame:
-    """The users with those of a batch that are new, numbered on."""
-    fresh = seen.unique(maintain_order=True).to_frame("user").join(users, on="user", how="anti", maintain_order="left")
-    count = users.height
-    added = fresh.with_columns(
-        pl.int_range(count, count + fresh.height, dtype=pl.Int32, eager=True).alias("user_number")
-    )
-    return pl.concat([users, added])
+def _numbering(name: str) -> pl.DataFrame:
+    """The values of a column as they first appear, and their numbers: none yet."""
+    return pl.DataFrame(schema={name: pl.String, f"{name}_number": pl.Int32})
 
 
-def _narrow(sound: pl.DataFrame, users: pl.DataFrame) -> pl.DataFrame:
-    """A batch as numbers only: 24 bytes an event."""
-    return sound.join(users, on="user", how="left", maintain_order="left").select(
+def _with_new(known: pl.DataFrame, seen: pl.Series) -> pl.DataFrame:
+    """The known values with those of a batch that are new, numbered on."""
+    name, number_ = known.columns
+    fresh = seen.unique(maintain_order=True).to_frame(name).join(known, on=name, how="anti", maintain_order="left")
+    count = known.height
+    added = fresh.with_columns(pl.int_range(count, count + fresh.height, dtype=pl.Int32, eager=True).alias(number_))
+    return pl.concat([known, added])
+
+
+def _narrow(sound: pl.DataFrame, users: pl.DataFrame, kept: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """A batch as numbers only: 24 bytes an event, and 4 for each column that is kept."""
+    for values in (users, *kept):
+        sound = sound.join(values, on=values.columns[0], how="left", maintain_order="left")
+    return sound.select(
         pl.col("user_number").alias("user"),
-        pl.col("item_number").alias("item"),
-        pl.col("moment").alias("time"),
-        pl.col("value").cast(pl.Float32).alias("rating"),
+        pl.col("__item").alias("item"),
+        pl.col("__moment").alias("time"),
+        pl.col("__value").cast(pl.Float32).alias("rating"),
         pl.col("row").cast(pl.UInt32),
+        *(f"{values.columns[0]}_number" for values in kept),
     )
 
 
-def _sorted(parts: list[pl.DataFrame], rated: bool) -> tuple[Log, NDArray[np.uint32]]:
-    """The batches as one log in order of user, time and file, and each event's row in the file.
+def _sorted(
+    parts: list[pl.DataFrame], rated: bool, kept: int
+) -> tuple[Log, NDArray[np.uint32], list[NDArray[np.int32]]]:
+    """The batches as one log in order of user, time and file, each event's row in the file, and what is kept of it.
 
     The batches are taken from the list one column at a time: the log is held once, and one column twice.
     """
@@ -167,7 +196,7 @@ def _sorted(parts: list[pl.DataFrame], rated: bool) -> tuple[Log, NDArray[np.uin
         return values[order]
 
     log = Log(column("user"), column("item"), column("time"), column("rating") if rated else None)
-    return log, column("row")
+    return log, column("row"), [column(f"kept_{place}_number") for place in range(kept)]
 
 
 def _repeats(log: Log, part: slice) -> tuple[Places, Places]:

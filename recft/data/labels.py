@@ -1,4 +1,4 @@
-"""Grades for records: from ratings, from grades, or from what was bought beside sampled items that were not.
+"""Grades for records: from ratings, judgements or right answers, or from what was bought beside what was not.
 
 Sampled negatives are drawn by popularity among the events that training may know, from the items that the user has
 not bought up to and including the target's basket. The draw depends on the split's seed alone, so every model sees
@@ -7,16 +7,21 @@ the same ones.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 from numpy.typing import NDArray
 
+from recft.data.interactions import Kept
 from recft.data.judgements import Judgements
 from recft.data.splits import Drafts, QueryDraft, Spans
-from recft.data.store import SPLITS, Log, Records, Split
+from recft.data.store import SPLITS, Log, Records, Split, kept_columns
+from recft.data.texts import Texts
 from recft.errors import RecipeError, problem
 from recft.schema import LabelSettings
 
-__all__ = ["event_records", "query_records"]
+__all__ = ["event_records", "query_records", "text_records"]
 
 _ROUNDS = 50
 
@@ -27,11 +32,30 @@ def query_records(judgements: Judgements, draft: QueryDraft, seed: int, split: S
     order = _shuffled(draft.offsets, _generator(seed, split, 0))
     keys = [judgements.keys[query] for query in draft.queries.tolist()]
     queries = [judgements.queries[query] for query in draft.queries.tolist()]
-    return Records(keys, queries, None, None, None, None, draft.offsets, items[order], grades[order])
+    columns = {name: [kept[query] for query in draft.queries.tolist()] for name, kept in judgements.columns.items()}
+    return Records(keys, queries, None, None, None, None, draft.offsets, items[order], grades[order], columns=columns)
+
+
+def text_records(texts: Texts, rows: NDArray[np.int64]) -> Records:
+    """The records of one split of texts, in the files' order."""
+    frame = texts.frame[rows]
+    sizes = np.diff(texts.offsets)[rows]
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(sizes, out=offsets[1:])
+    pairs = np.arange(offsets[-1]) + np.repeat(texts.offsets[rows] - offsets[:-1], sizes)
+    items, grades = texts.items[pairs], texts.grades[pairs]
+    keys, queries = frame["key"].to_list(), frame["text"].to_list()
+    return Records(keys, queries, None, None, None, None, offsets, items, grades, columns=kept_columns(frame))
 
 
 def event_records(
-    log: Log, drafts: Drafts, labels: LabelSettings, seed: int, user_ids: list[str], n_items: int
+    log: Log,
+    drafts: Drafts,
+    labels: LabelSettings,
+    seed: int,
+    user_ids: list[str],
+    n_items: int,
+    kept: Mapping[str, Kept] = MappingProxyType({}),
 ) -> dict[Split, Records]:
     """The records of every split of a log, with their labels.
 
@@ -70,6 +94,7 @@ def event_records(
             shared.items,
             shared.times,
             shared.ratings,
+            {name: [column.values[code] for code in column.codes[first].tolist()] for name, column in kept.items()},
         )
     return records
 

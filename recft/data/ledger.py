@@ -13,7 +13,7 @@ import polars as pl
 
 from recft.errors import DataError, problem
 
-__all__ = ["Ledger", "Rule", "short", "sift"]
+__all__ = ["Ledger", "Rule", "short", "sift", "torn"]
 
 SHOWN_ROWS = 20
 _SHOWN_CHARACTERS = 80
@@ -111,6 +111,12 @@ class Ledger:
         lines.append("counts by rule:")
         lines += [f"  {count:,} × {rule}" for rule, count in self.by_rule.most_common()]
         raise DataError("\n".join(lines))
+
+
+def torn(batch: pl.DataFrame) -> list[Rule]:
+    """A rule for every way in which rows of a batch are broken as such."""
+    flaws = batch["flaw"].drop_nulls().unique(maintain_order=True).to_list()
+    return [Rule("(row)", flaw, pl.col("flaw") == flaw, "flaw_value") for flaw in flaws]
 
 
 def sift(frame: pl.DataFrame, rules: Sequence[Rule], ledger: Ledger, file: str) -> pl.DataFrame:

@@ -54,8 +54,8 @@ def form_of(path: Path, place: str, separator: str | None) -> Form:
     return form
 
 
-def existing(path: Path, place: str) -> Path:
-    """The path, once it is known to be a file.
+def existing(path: Path, place: str, key: str = "path") -> Path:
+    """The path, once it is known to be a file; `key` is what names it in the table's settings.
 
     Raises:
         DataError: there is no such file; the message names the nearest in the folder.
@@ -66,7 +66,7 @@ def existing(path: Path, place: str) -> Path:
     state = "is a folder" if path.is_dir() else "does not exist"
     raise DataError(
         problem(
-            f"{place}.path", f"{path} {state}.{near}", "a file, relative to the recipe's folder", "correct the path"
+            f"{place}.{key}", f"{path} {state}.{near}", "a file, relative to the recipe's folder", "correct the path"
         )
     )
 

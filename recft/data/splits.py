@@ -18,7 +18,17 @@ from recft.data.store import SPLITS, Log, Split
 from recft.errors import DataError, RecipeError, problem
 from recft.schema import SplitSettings
 
-__all__ = ["Drafts", "QueryDraft", "Spans", "split_events", "split_queries"]
+__all__ = [
+    "Drafts",
+    "QueryDraft",
+    "Spans",
+    "check_not_empty",
+    "check_shares",
+    "part_sizes",
+    "split_events",
+    "split_queries",
+    "time_cuts",
+]
 
 Ints = NDArray[np.int64]
 
@@ -136,15 +146,12 @@ def split_events(log: Log, settings: SplitSettings, graded: bool) -> Drafts:
         DataError: a split that was asked for has no record.
     """
     by = settings.by or "time"
-    if by == "query":
-        raise RecipeError(
-            problem(
-                "data.split.by", "'query'", "interactions have no queries", "time, leave_one_out, user or cold_items"
-            )
-        )
+    if by in ("query", "file"):
+        reason = "interactions have no queries" if by == "query" else "files of their own are for data.texts"
+        raise RecipeError(problem("data.split.by", f"'{by}'", reason, "time, leave_one_out, user or cold_items"))
     if settings.folds is not None:
         raise RecipeError(problem("data.split.folds", str(settings.folds), "folds are of queries", "remove it"))
-    _check_shares(settings)
+    check_shares(settings)
     baskets = _baskets(log)
     if by == "time":
         drafts = _by_time(log, baskets, settings, graded)
@@ -154,11 +161,16 @@ def split_events(log: Log, settings: SplitSettings, graded: bool) -> Drafts:
         drafts = _by_user(baskets, settings)
     else:
         drafts = _cold_items(log, baskets, settings)
-    _check_not_empty({split: len(spans) for split, spans in drafts.splits.items()}, settings)
+    check_not_empty({split: len(spans) for split, spans in drafts.splits.items()}, settings)
     return drafts
 
 
-def _check_shares(settings: SplitSettings) -> None:
+def check_shares(settings: SplitSettings) -> None:
+    """Passes where the shares leave something to train on.
+
+    Raises:
+        RecipeError: they do not.
+    """
     if settings.valid + settings.test >= 1 and settings.folds is None:
         raise RecipeError(
             problem(
@@ -170,7 +182,12 @@ def _check_shares(settings: SplitSettings) -> None:
         )
 
 
-def _check_not_empty(sizes: Mapping[Split, int], settings: SplitSettings) -> None:
+def check_not_empty(sizes: Mapping[Split, int], settings: SplitSettings) -> None:
+    """Passes where every split that was asked for has a record.
+
+    Raises:
+        DataError: one has none.
+    """
     wanted = {"train": True, "valid": settings.valid > 0, "test": settings.test > 0 or settings.folds is not None}
     empty = [split for split in SPLITS if wanted[split] and not sizes[split]]
     if empty:
@@ -192,12 +209,17 @@ def _whole(
     return Drafts({split: baskets.spans(mask) for split, mask in masks.items()}, trained, kept)
 
 
-def _by_time(log: Log, baskets: _Baskets, settings: SplitSettings, graded: bool) -> Drafts:
-    """Cut at two quantiles of time over rows: a record's input ends at the cut before its targets."""
+def time_cuts(log: Log, settings: SplitSettings) -> tuple[int, int]:
+    """The last moment of training and the last of validation: two quantiles of time over rows."""
     # `lower` is a time that some row has, so that no cut depends on how numbers are rounded.
     valid_share, test_share = 1 - settings.valid - settings.test, 1 - settings.test
     cuts = np.quantile(log.times, [valid_share, test_share], method="lower")
-    valid_cut, test_cut = int(cuts[0]), int(cuts[1])
+    return int(cuts[0]), int(cuts[1])
+
+
+def _by_time(log: Log, baskets: _Baskets, settings: SplitSettings, graded: bool) -> Drafts:
+    """Cut at two quantiles of time over rows: a record's input ends at the cut before its targets."""
+    valid_cut, test_cut = time_cuts(log, settings)
     train = baskets.times <= valid_cut
     test = (baskets.times > test_cut) if settings.test else np.zeros(len(train), bool)
     valid = (baskets.times > valid_cut) & (baskets.times <= test_cut)
@@ -239,7 +261,7 @@ def _by_user(baskets: _Baskets, settings: SplitSettings) -> Drafts:
     """Users are divided; of a held-out user the last basket is the target."""
     users = np.unique(baskets.users[baskets.has_past])
     np.random.default_rng(settings.seed).shuffle(users)
-    n_test, n_valid = _sizes(len(users), settings)
+    n_test, n_valid = part_sizes(len(users), settings)
     last = baskets.place_from_last == 0
     test, valid = (np.isin(baskets.users, part) for part in (users[:n_test], users[n_test : n_test + n_valid]))
     masks: dict[Split, NDArray[np.bool_]] = {"train": ~test & ~valid, "valid": valid & last, "test": test & last}
@@ -251,7 +273,7 @@ def _cold_items(log: Log, baskets: _Baskets, settings: SplitSettings) -> Drafts:
     """Some items are targets of test or valid alone: no history, and nothing in training, holds them."""
     items = np.unique(log.items)
     np.random.default_rng(settings.seed).shuffle(items)
-    n_test, n_valid = _sizes(len(items), settings)
+    n_test, n_valid = part_sizes(len(items), settings)
     test, valid = (np.isin(log.items, part) for part in (items[:n_test], items[n_test : n_test + n_valid]))
     warm = ~test & ~valid
     # Histories are spans of the log without cold items: this maps a row to its place there.
@@ -268,7 +290,7 @@ def _cold_items(log: Log, baskets: _Baskets, settings: SplitSettings) -> Drafts:
     return Drafts(splits, warm, warm, card)
 
 
-def _sizes(n: int, settings: SplitSettings) -> tuple[int, int]:
+def part_sizes(n: int, settings: SplitSettings) -> tuple[int, int]:
     """How many of n go to test and to valid: the shares, rounded, and at least one where a share was asked for."""
     return tuple(max(1, round(n * share)) if share and n else 0 for share in (settings.test, settings.valid))  # type: ignore[return-value]
 
@@ -287,7 +309,7 @@ def split_queries(judgements: Judgements, settings: SplitSettings) -> Mapping[Sp
         raise RecipeError(
             problem("data.split.by", f"'{by}'", "judgements have no users or times", "query or cold_items")
         )
-    _check_shares(settings)
+    check_shares(settings)
     if settings.folds is not None and (settings.fold >= settings.folds or by != "query"):
         raise RecipeError(
             problem(
@@ -298,7 +320,7 @@ def split_queries(judgements: Judgements, settings: SplitSettings) -> Mapping[Sp
             )
         )
     drafts = _query_folds(judgements, settings) if by == "query" else _cold_judgements(judgements, settings)
-    _check_not_empty({split: len(draft.queries) for split, draft in drafts.items()}, settings)
+    check_not_empty({split: len(draft.queries) for split, draft in drafts.items()}, settings)
     return drafts
 
 
@@ -310,9 +332,9 @@ def _query_folds(judgements: Judgements, settings: SplitSettings) -> dict[Split,
         rest = order[~np.isin(order, test)]
         # Drawn anew: the shuffle above fixes the folds, and valid is not to depend on where a fold begins.
         np.random.default_rng([settings.seed, settings.fold, 1]).shuffle(rest)
-        _, n_valid = _sizes(len(rest), settings)
+        _, n_valid = part_sizes(len(rest), settings)
     else:
-        n_test, n_valid = _sizes(len(order), settings)
+        n_test, n_valid = part_sizes(len(order), settings)
         test, rest = order[:n_test], order[n_test:]
     parts: dict[Split, Ints] = {"train": rest[n_valid:], "valid": rest[:n_valid], "test": test}
     everything = np.ones(len(judgements.items), bool)
@@ -323,7 +345,7 @@ def _cold_judgements(judgements: Judgements, settings: SplitSettings) -> dict[Sp
     """Some judged items are in test or valid alone; a query may stand in several splits with other items."""
     items = np.unique(judgements.items)
     np.random.default_rng(settings.seed).shuffle(items)
-    n_test, n_valid = _sizes(len(items), settings)
+    n_test, n_valid = part_sizes(len(items), settings)
     test, valid = (np.isin(judgements.items, part) for part in (items[:n_test], items[n_test : n_test + n_valid]))
     masks: dict[Split, NDArray[np.bool_]] = {"train": ~test & ~valid, "valid": valid, "test": test}
     queries = np.arange(len(judgements.keys))

@@ -1,17 +1,22 @@
 """The prepared data as it lies on disk, and reading it back.
 
 items.parquet           id, text, title; the row number is the item number
-users.parquet           id; the row number is the user number (table "interactions")
+users.parquet           id, text; the row number is the user number (table "interactions")
 interactions.parquet    user, item, time (unix seconds), rating; sorted by user, time, then file order
 records/<split>.parquet train, valid, test: one row a record, its candidate pairs as list columns
 card.json               counts, hashes, shares, lengths
 quarantine.jsonl        rows that were set aside, where there were any
+
+Columns that the recipe keeps for slices stand beside these, each as `column:<the file's own name>`.
+
+In the table "texts" the items are the different labels, with the label itself as id, or the different replies, r0, r1
+and so on; a record's query is its text, or the messages before the answer as a JSON list of {role, content}.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -23,14 +28,26 @@ from numpy.typing import NDArray
 from recft.errors import DataError, problem
 from recft.run import read_json
 
-__all__ = ["SPLITS", "Log", "Records", "Split", "Store", "Table", "write_records"]
+__all__ = [
+    "SPLITS",
+    "Log",
+    "Records",
+    "Split",
+    "Store",
+    "Table",
+    "kept_columns",
+    "kept_in",
+    "with_columns",
+    "write_records",
+]
 
 Split = Literal["train", "valid", "test"]
-Table = Literal["queries", "interactions"]
+Table = Literal["queries", "interactions", "texts"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 # Lists are built from flat arrays by grouping; so many records at a time keep that within memory.
 _RECORDS_A_CHUNK = 500_000
+_COLUMN = "column:"
 
 
 @dataclass(frozen=True)
@@ -72,18 +89,20 @@ class Records:
     """R records: a context each, and graded items; record r owns `offsets[r]:offsets[r + 1]` of the P pairs.
 
     Attributes:
-        keys: (R,) user id, or normalised query: the bootstrap's cluster.
-        queries: (R,) raw query text (table "queries").
+        keys: (R,) user id, normalised query or text, or the text's group: the bootstrap's cluster.
+        queries: (R,) raw query (table "queries"), or text or messages (table "texts").
         users: (R,) int32 user number (table "interactions").
         starts: (R,) int64; the history of record r is `log_items[starts[r]:cuts[r]]`, oldest first.
         cuts: (R,) int64.
         times: (R,) int64, unix seconds of the (first) target.
         offsets: (R + 1,) int64 into items and grades.
         items: (P,) int32 item numbers of the candidate pairs.
-        grades: (P,) float32: relevance grade; next item 1; yes or no as 1 and 0.
+        grades: (P,) float32: relevance grade; next item 1; yes or no as 1 and 0; right or chosen 1, rejected 0.
         log_items: (E,) int32, the whole log's items, shared by the splits.
         log_times: (E,) int64, unix seconds.
         log_ratings: (E,) float32, where the log has ratings.
+        columns: the file's own name of a column kept for slices -> (R,) its values, "" where there is none.
+        profiles: the text of every user, by number, where the recipe maps profiles.
     """
 
     keys: list[str]
@@ -98,6 +117,8 @@ class Records:
     log_items: NDArray[np.int32] | None = None
     log_times: NDArray[np.int64] | None = None
     log_ratings: NDArray[np.float32] | None = None
+    columns: dict[str, list[str]] = field(default_factory=dict)
+    profiles: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -111,10 +132,62 @@ class Records:
             start = max(start, cut - last)
         return self.log_items[start:cut]
 
+    def profile(self, record: int) -> str:
+        """What is known of a record's user, as text; empty where nothing is."""
+        if self.profiles is None or self.users is None:
+            return ""
+        return self.profiles[int(self.users[record])]
+
+    def take(self, rows: NDArray[Any]) -> Records:
+        """The records `rows`, in that order."""
+        rows = np.asarray(rows, np.int64)
+        sizes = np.diff(self.offsets)[rows]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        pairs = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], sizes)
+
+        def of(values: Any) -> Any:
+            return None if values is None else values[rows]
+
+        return replace(
+            self,
+            keys=[self.keys[row] for row in rows],
+            queries=None if self.queries is None else [self.queries[row] for row in rows],
+            users=of(self.users),
+            starts=of(self.starts),
+            cuts=of(self.cuts),
+            times=of(self.times),
+            offsets=offsets,
+            items=self.items[pairs],
+            grades=self.grades[pairs],
+            columns={name: [values[row] for row in rows] for name, values in self.columns.items()},
+        )
+
+    def with_every(self, n_items: int) -> Records:
+        """The same records with every item of the catalogue as a candidate, graded 0."""
+        return replace(
+            self,
+            offsets=np.arange(len(self) + 1, dtype=np.int64) * n_items,
+            items=np.tile(np.arange(n_items, dtype=np.int32), len(self)),
+            grades=np.zeros(len(self) * n_items, np.float32),
+        )
+
 
 @dataclass(frozen=True)
 class Store:
-    """Prepared data, opened: the catalogue in memory, records on demand."""
+    """Prepared data, opened: the catalogue in memory, records on demand.
+
+    Attributes:
+        folder: where it lies.
+        item_ids: (N,) and so are texts and titles; table "texts": labels, or r0, r1 and so on for replies.
+        item_texts: what models read of an item.
+        item_titles: what people read of it.
+        user_ids: (U,), table "interactions".
+        card: the data card.
+        table: where the records come from.
+        user_texts: (U,) profiles, "" where there is none.
+        item_columns: name of a column kept for slices -> (N,) values, "" where there is none.
+        user_columns: the same of users, (U,).
+    """
 
     folder: Path
     item_ids: list[str]
@@ -123,6 +196,9 @@ class Store:
     user_ids: list[str]
     card: dict[str, Any]
     table: Table
+    user_texts: list[str] = field(default_factory=list)
+    item_columns: dict[str, list[str]] = field(default_factory=dict)
+    user_columns: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path | str) -> Store:
@@ -151,20 +227,24 @@ class Store:
                 )
             )
         items = pl.read_parquet(folder / "items.parquet")
-        users = folder / "users.parquet"
+        path = folder / "users.parquet"
+        users = pl.read_parquet(path) if path.is_file() else pl.DataFrame(schema={"id": pl.String, "text": pl.String})
         return cls(
             folder,
             items["id"].to_list(),
             items["text"].to_list(),
             items["title"].to_list(),
-            pl.read_parquet(users)["id"].to_list() if users.is_file() else [],
+            users["id"].to_list(),
             card,
             card["table"],
+            users["text"].to_list(),
+            kept_columns(items),
+            kept_columns(users),
         )
 
     @cached_property
     def log(self) -> Log | None:
-        """The interaction log, read once; None for the table "queries"."""
+        """The interaction log, read once; None for tables without one."""
         if self.table != "interactions":
             return None
         frame = pl.read_parquet(self.folder / "interactions.parquet")
@@ -191,12 +271,28 @@ class Store:
         log = self.log
         if log is None:
             keys, queries = frame["key"].to_list(), frame["query"].to_list()
-            return Records(keys, queries, None, None, None, None, offsets, pairs, grades)
+            return Records(keys, queries, None, None, None, None, offsets, pairs, grades, columns=kept_columns(frame))
         users = frame["user"].to_numpy()
         keys = [self.user_ids[user] for user in users.tolist()]
         starts, cuts, times = (frame[name].to_numpy() for name in ("start", "cut", "time"))
-        shared = (log.items, log.times, log.ratings)
+        profiles = self.user_texts if any(self.user_texts) else None
+        shared = (log.items, log.times, log.ratings, kept_columns(frame), profiles)
         return Records(keys, None, users, starts, cuts, times, offsets, pairs, grades, *shared)
+
+
+def kept_columns(frame: pl.DataFrame) -> dict[str, list[str]]:
+    """The columns of a frame that are kept for slices, by the file's own names."""
+    return {name.removeprefix(_COLUMN): frame[name].to_list() for name in kept_in(frame)}
+
+
+def kept_in(frame: pl.DataFrame) -> list[str]:
+    """The names that a frame's columns kept for slices have in it."""
+    return [name for name in frame.columns if name.startswith(_COLUMN)]
+
+
+def with_columns(names: Iterable[str]) -> list[pl.Expr]:
+    """A table's columns as they are kept for slices: under `column:<name>`, nothing as ""."""
+    return [pl.col(name).fill_null("").alias(f"{_COLUMN}{name}") for name in dict.fromkeys(names)]
 
 
 def write_records(path: Path, records: Records) -> None:
@@ -220,6 +316,8 @@ def _chunk(records: Records, start: int, stop: int) -> pl.DataFrame:
     else:
         named = {"user": records.users, "start": records.starts, "cut": records.cuts, "time": records.times}
         columns = {name: pl.Series(values[here]) for name, values in named.items() if values is not None}
+    for name, kept in records.columns.items():
+        columns[f"{_COLUMN}{name}"] = pl.Series(kept[here], dtype=pl.String)
     bounds = records.offsets[start : stop + 1]
     flat = pl.DataFrame(
         {

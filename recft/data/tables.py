@@ -27,6 +27,7 @@ __all__ = ["BAD_UTF8", "batches"]
 BAD_UTF8 = "text is UTF-8"
 RAGGED = "a row has no more fields than the header"
 NOT_JSON = "each line is one JSON object"
+_TAKEN = ("row", "flaw", "flaw_value")
 _BATCH_ROWS = 200_000
 _PARQUET_ROWS = 1_000_000
 
@@ -43,7 +44,9 @@ def _marked(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("recft.mark", _marked)
 
 
-def batches(path: Path, columns: Sequence[str], place: str, separator: str | None = None) -> Iterator[pl.DataFrame]:
+def batches(
+    path: Path, columns: Sequence[str], place: str, separator: str | None = None, nested: Sequence[str] = ()
+) -> Iterator[pl.DataFrame]:
     """The asked columns of a file, batch by batch, in the file's order.
 
     Args:
@@ -51,17 +54,22 @@ def batches(path: Path, columns: Sequence[str], place: str, separator: str | Non
         columns: the file's own names.
         place: the table's key in the recipe, for messages.
         separator: one character; by the ending where absent.
+        nested: columns whose lists and objects come as JSON, not as a person would write them.
 
     Raises:
         DataError: the file or a column is missing, or the file cannot be read at all.
     """
+    taken = [name for name in columns if name in _TAKEN or name.startswith("__")]
+    if taken:
+        ours = f"{', '.join(_TAKEN)} and __… are names of recft's own"
+        raise DataError(problem(place, f"{path.name} has a column '{taken[0]}'", ours, "rename the column in the file"))
     path = existing(path, place)
     form = form_of(path, place, separator)
     names = list(dict.fromkeys(columns))
     if form == "parquet":
-        frames = _parquet(path, names, place)
+        frames = _parquet(path, names, place, nested)
     elif form == "jsonl":
-        frames = _jsonl(path, names, place)
+        frames = _jsonl(path, names, place, nested)
     else:
         endings = [ending.lower() for ending in path.suffixes]
         character = separator or ("\t" if ".tsv" in endings else ",")
@@ -184,7 +192,7 @@ def _fields(fields: list[str], places: list[int], width: int) -> list[str | None
     return [None, None, *values]
 
 
-def _jsonl(path: Path, names: list[str], place: str) -> Iterator[pl.DataFrame]:
+def _jsonl(path: Path, names: list[str], place: str, nested: Sequence[str]) -> Iterator[pl.DataFrame]:
     lines = (line for block in blocks(path, place) for line in io.BytesIO(block))
     found: dict[str, None] = {}
     rows: list[list[Any]] = []
@@ -192,7 +200,7 @@ def _jsonl(path: Path, names: list[str], place: str) -> Iterator[pl.DataFrame]:
     row = 0
     for row, line in enumerate(lines, start=1):
         if line.strip():
-            rows.append([row, *_object(line, names, found)])
+            rows.append([row, *_object(line, names, found, nested)])
         if row % _BATCH_ROWS == 0:
             # A column that many lines lack may be optional; one that none has is missing.
             _require([name for name in names if found], list(found) or names, path, place)
@@ -204,7 +212,7 @@ def _jsonl(path: Path, names: list[str], place: str) -> Iterator[pl.DataFrame]:
     yield pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def _object(line: bytes, names: list[str], found: dict[str, None]) -> list[str | None]:
+def _object(line: bytes, names: list[str], found: dict[str, None], nested: Sequence[str]) -> list[str | None]:
     """The flaw, its value, and the wanted values of one JSON line."""
     nothing: list[str | None] = [None] * len(names)
     try:
@@ -216,10 +224,17 @@ def _object(line: bytes, names: list[str], found: dict[str, None]) -> list[str |
     if not isinstance(value, dict):
         return [NOT_JSON, line.decode().strip(), *nothing]
     found.update(dict.fromkeys(value))
-    values = [_text(value.get(name)) for name in names]
+    values = [(_json if name in nested else _text)(value.get(name)) for name in names]
     if any(text is not None and not _encodable(text) for text in values):
         return [BAD_UTF8, line.decode().strip(), *nothing]
     return [None, None, *values]
+
+
+def _json(value: object) -> str | None:
+    """A list or an object as compact JSON, any other value as text."""
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _text(value)
 
 
 def _encodable(text: str) -> bool:
@@ -246,7 +261,7 @@ def _text(value: object) -> str | None:
     return str(value)
 
 
-def _parquet(path: Path, names: list[str], place: str) -> Iterator[pl.DataFrame]:
+def _parquet(path: Path, names: list[str], place: str, nested: Sequence[str]) -> Iterator[pl.DataFrame]:
     try:
         scan = pl.scan_parquet(path)
         schema = scan.collect_schema()
@@ -259,9 +274,12 @@ def _parquet(path: Path, names: list[str], place: str) -> Iterator[pl.DataFrame]
             )
         ) from error
     _require(names, schema.names(), path, place)
-    wanted = scan.select(_as_text(name, schema[name]) for name in names)
+    inner = [name for name in names if name in nested and schema[name].is_nested()]
+    wanted = scan.select(pl.col(name) if name in inner else _as_text(name, schema[name]) for name in names)
     for start in range(0, max(height, 1), _PARQUET_ROWS):
-        yield wanted.slice(start, _PARQUET_ROWS).collect().with_row_index("row", offset=start + 1)
+        part = wanted.slice(start, _PARQUET_ROWS).collect()
+        written = [pl.Series(name, [_json(value) for value in part[name].to_list()], pl.String) for name in inner]
+        yield part.with_columns(written).with_row_index("row", offset=start + 1)
 
 
 def _as_text(name: str, kind: pl.DataType) -> pl.Expr:

@@ -13,11 +13,11 @@ import functools
 import re
 import unicodedata
 
-__all__ = ["normalise", "words"]
+__all__ = ["PAIRED", "first_words", "normalise", "words"]
 
 # Han with its iteration marks and numerals, Hiragana, Katakana, Bopomofo, Hangul. Punctuation that lies between
 # them, such as the Katakana middle dot, is left out on purpose: it parts words.
-_PAIRED = (
+PAIRED = (
     "\u1100-\u11ff\u3005-\u3007\u3021-\u3029\u3038-\u303b\u3041-\u3096\u3099\u309a\u309d-\u309f\u30a1-\u30fa"
     "\u30fc-\u30ff\u3105-\u312f\u3131-\u318e\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97c"
     "\uac00-\ud7a3\ud7b0-\ud7fb\uf900-\ufaff\U00020000-\U000323af"
@@ -28,6 +28,7 @@ _PAIRED = (
 _INVISIBLE = dict.fromkeys((0x00AD, 0x200B, 0x2060, 0xFE0E, 0xFE0F, 0xFEFF))
 
 # NFKC writes these out as letters, which would glue them to the name before them: Core™ as `coretm`.
+_CHUNKS = re.compile(r"\S+")
 _MARKS_OF_TRADE = {0x2120: " ", 0x2122: " "}
 
 
@@ -61,15 +62,43 @@ def words(text: str) -> list[str]:
     return found
 
 
+def first_words(text: str, n: int) -> str:
+    """The start of a text that has at most `n` words, as it is written; the whole text where it has no more.
+
+    >>> first_words("Very good! 红色连衣裙", 4)
+    'Very good! 红色连'
+    """
+    left = n
+    for chunk in _CHUNKS.finditer(text):
+        count = len(words(chunk.group()))
+        if count > left:
+            start = _start(chunk.group(), left)
+            return (text[: chunk.start()] + (start if words(start) else "")).rstrip()
+        left -= count
+    return text
+
+
+def _start(chunk: str, n: int) -> str:
+    """The longest start of a chunk without white space that has at most `n` words."""
+    low, high = 0, n + 1
+    while high < len(chunk) and len(words(chunk[:high])) <= n:
+        low, high = high, 2 * high
+    high = min(high, len(chunk))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if len(words(chunk[:middle])) <= n else (low, middle)
+    return chunk[:low]
+
+
 @functools.cache
 def _pattern() -> re.Pattern[str]:
     """What a word is; made at first use, because it asks for every character's category."""
-    paired = re.compile(f"[{_PAIRED}]")
+    paired = re.compile(f"[{PAIRED}]")
     # `\w` leaves out combining marks, without which Hindi or Thai words fall to pieces.
     marks = "".join(
         character
         for character in map(chr, range(0x300, 0x1F000))
         if unicodedata.category(character) in ("Mn", "Mc") and not paired.match(character)
     )
-    letter = rf"[^\W_{_PAIRED}]"
-    return re.compile(f"(?P<paired>[{_PAIRED}]+)|(?P<spaced>{letter}+(?:[{marks}]+{letter}*)*)")
+    letter = rf"[^\W_{PAIRED}]"
+    return re.compile(f"(?P<paired>[{PAIRED}]+)|(?P<spaced>{letter}+(?:[{marks}]+{letter}*)*)")

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from recft.exports._base import Engine
-from recft.models.text_model import Serving, cut, tokenize
+from recft.models.text_model import Serving, remembering
 from recft.run import atomic_file, without_nan
 from recft.schema import Tolerances
 
@@ -27,7 +27,6 @@ __all__ = [
     "judge",
     "kl_divergence",
     "reference_scores",
-    "remembering",
     "scores_by",
     "served",
     "worst_rows",
@@ -86,15 +85,23 @@ class Rows:
         return cls(parts["context"][0], parts["item"][0], parts["context"][1], parts["item"][1])
 
 
-def scores_by(rows: Rows, encode: Callable[[Sequence[Text]], np.ndarray]) -> np.ndarray:
-    """The scores that `encode` gives the rows, (R, C), or their outputs where there are no items, (R, K)."""
-    contexts = encode(rows.contexts)
-    return contexts @ encode(rows.items).T if len(rows.items) else contexts
+def scores_by(rows: Rows, encode: Callable[[Sequence[Text]], np.ndarray], head: str) -> np.ndarray:
+    """The scores that `encode` gives the rows, (R, C), or their outputs where there are no items, (R, K).
+
+    Of a likelihood it is log p a token, (R, 1): a long reply's sum would magnify rounding.
+    """
+    return _scores(encode(rows.contexts), encode(rows.items) if len(rows.items) else None, head)
 
 
-def reference_scores(rows: Rows) -> np.ndarray:
+def reference_scores(rows: Rows, head: str) -> np.ndarray:
     """The same of the reference."""
-    return rows.context_outputs @ rows.item_outputs.T if len(rows.items) else rows.context_outputs
+    return _scores(rows.context_outputs, rows.item_outputs if len(rows.items) else None, head)
+
+
+def _scores(contexts: np.ndarray, items: np.ndarray | None, head: str) -> np.ndarray:
+    if head == "likelihood":
+        return np.asarray(contexts[:, :1] / contexts[:, 1:])
+    return contexts if items is None else contexts @ items.T
 
 
 def kl_divergence(reference: np.ndarray, other: np.ndarray, temperature: float) -> float:
@@ -179,21 +186,9 @@ def worst_rows(rows: Rows, reference: np.ndarray, other: np.ndarray, n: int = 5)
     return lines
 
 
-def remembering(encode: Encode) -> Encode:
-    """The same function, computing each text once."""
-    known: dict[Any, np.ndarray] = {}
-
-    def remembering(texts: Sequence[Any]) -> np.ndarray:
-        new = [text for text in dict.fromkeys(texts) if text not in known]
-        known.update(zip(new, encode(new), strict=True) if new else ())
-        return np.stack([known[text] for text in texts]) if len(texts) else np.zeros((0, 0), np.float32)
-
-    return remembering
-
-
 def served(engine: Engine, serving: Serving, texts: Any) -> np.ndarray:
     """The engine's outputs for texts of any length: (body, tail) texts are cut as recft cuts them."""
-    return engine.encode(cut(engine.tokenizer, texts, serving.max_tokens))
+    return engine.encode(serving.cut(engine.tokenizer, texts))
 
 
 def certify(
@@ -202,17 +197,18 @@ def certify(
     """The distances between the engine's scores and the rows' reference, and a verdict on them."""
     plain = partial(served, engine, serving)
     encoder = remembering(plain)
-    expected, found_scores = reference_scores(rows), scores_by(rows, encoder)
+    expected, found_scores = reference_scores(rows, serving.head), scores_by(rows, encoder, serving.head)
     found: dict[str, Any] = {"engine": engine.name, "version": engine.version, "dtype": engine.dtype}
     # A smaller dtype keeps 8 (bfloat16) or 11 bits of a score: nearer ones have no order.
     rounding = 1e-6 if engine.dtype == "float32" else 2**-7 * float(np.abs(expected).max(initial=0))
     found |= compare(expected, found_scores, serving.temperature, rounding)
     together = encoder(rows.contexts)
     # Texts of other lengths beside it must not change a row: each of a few is passed alone.
-    alone = [np.abs(plain([text])[0] - together[row]).max() for row, text in enumerate(rows.contexts[:8])]
+    few = rows.contexts[:8]
+    alone = [np.abs(_scores(plain([text]) - together[row : row + 1], None, "")).max() for row, text in enumerate(few)]
     found["batch_change"] = float(max(alone, default=0.0))
-    texts = cut(tokenizer, [*rows.contexts], serving.max_tokens)
-    ours, theirs = (tokenize(t, texts, serving.max_tokens) for t in (tokenizer, engine.tokenizer))
+    texts = serving.cut(tokenizer, [*rows.contexts])
+    ours, theirs = (serving.tokens(t, texts) for t in (tokenizer, engine.tokenizer))
     found["tokenization_differs"] = sum(a["input_ids"] != b["input_ids"] for a, b in zip(ours, theirs, strict=True))
     found["worst_rows"] = worst_rows(rows, expected, found_scores)
     found["wrong"] = judge(found, tolerances, effect_kl, engine.dtype == "float32")

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from recft.models.text_model import Serving, Text
+    from recft.models.text_model import Serving
+    from recft.models.tokens import Text
 
 __all__ = ["batched", "numbers", "open_tokenizer", "require", "save_model", "save_tokenizer", "tokens", "unreadable"]
 
@@ -91,11 +92,39 @@ def unreadable(folder: Path, error: Exception) -> ExportError:
     )
 
 
-def tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_tokens: int, kind: str) -> Mapping[str, Any]:
-    """A padded batch, truncated plainly; `kind` of tensors is `pt` or `np`. Pairs are a base's two segments."""
-    options: dict[str, Any] = {"padding": True, "truncation": True, "max_length": max_tokens, "return_tensors": kind}
+def tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], serving: Serving, kind: str) -> Mapping[str, Any]:
+    """A padded batch, truncated plainly; `kind` of tensors is `pt` or `np`. Pairs are a base's two segments.
+
+    For a likelihood they are tokenized apart, and `tail_mask` marks the tail.
+    """
+    if serving.head == "likelihood":
+        return _apart(tokenizer, texts, serving)
+    options: dict[str, Any] = {
+        "padding": True,
+        "truncation": True,
+        "max_length": serving.max_tokens,
+        "return_tensors": kind,
+    }
     parts = [list(texts)] if isinstance(texts[0], str) else [list(part) for part in zip(*texts, strict=True)]
     batch: Mapping[str, Any] = tokenizer(*parts, **options)
+    return batch
+
+
+def _apart(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], serving: Serving) -> dict[str, Any]:
+    import torch
+
+    from recft.models.tokens import apart
+
+    rows = apart(tokenizer, texts, serving.max_tokens, serving.chat)
+    width = max(len(row["input_ids"]) for row in rows)
+    fills = {"input_ids": int(tokenizer.pad_token_id or tokenizer.eos_token_id or 0), "tail_mask": 0}
+    batch = {
+        name: torch.tensor([row[name] + [fill] * (width - len(row[name])) for row in rows])
+        for name, fill in fills.items()
+    }
+    batch["attention_mask"] = torch.tensor(
+        [[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows]
+    )
     return batch
 
 
@@ -115,29 +144,50 @@ def batched(compute: Callable[[list[Text]], np.ndarray], rows: int = ROWS) -> Ca
 
 
 def numbers(model: Any, batch: Mapping[str, Tensor], serving: Serving) -> np.ndarray:
-    """What a stock transformers or PEFT model gives for a batch padded on the right, after its head or pooling: (B, K).
+    """What a stock transformers or PEFT model gives for a batch padded on the right, after head or pooling: (B, K).
 
     Answers are read from the full logits: nothing of the model is passed over.
     """
     import torch
 
     with torch.inference_mode():
-        outputs = model(**batch)
+        batch = dict(batch)
+        tail = batch.pop("tail_mask", None)
+        # A base that carries another task's head shows its last hidden states when it is asked.
+        outputs = model(**batch, **({"output_hidden_states": True} if serving.head == "embedding" else {}))
         mask = batch["attention_mask"]
         last = mask.sum(dim=1) - 1
         rows = torch.arange(len(last), device=last.device)
         if serving.head == "classifier":
-            found = outputs.logits
+            found = outputs.logits[:, list(serving.columns)] if serving.columns else outputs.logits
         elif serving.head == "answers":
             found = outputs.logits[rows, last][:, list(serving.label_ids)]
+        elif serving.head == "likelihood":
+            found = _likelihood(outputs.logits, batch["input_ids"], tail)
         else:
-            hidden = outputs.last_hidden_state
-            if serving.pooling == "mean":
-                found = (hidden * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
-            else:
-                found = hidden[rows, last]
-            found = found.float()
-            if serving.normalize:
-                found = found / found.norm(dim=1, keepdim=True)
+            found = _pooled(outputs, mask, last, serving)
         answer: np.ndarray = found.float().cpu().numpy()
     return answer
+
+
+def _pooled(outputs: Any, mask: Tensor, last: Tensor, serving: Serving) -> Tensor:
+    import torch
+
+    hidden = getattr(outputs, "last_hidden_state", None)
+    hidden = outputs.hidden_states[-1] if hidden is None else hidden
+    if serving.pooling == "mean":
+        found = (hidden * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+    else:
+        found = hidden[torch.arange(len(last), device=last.device), last]
+    found = found.float()
+    length = found.norm(dim=1, keepdim=True) if serving.normalize else torch.ones(1, device=found.device)
+    pooled: Tensor = found / length
+    return pooled
+
+
+def _likelihood(logits: Tensor, input_ids: Tensor, tail: Any) -> Tensor:
+    import torch
+
+    log_p = torch.log_softmax(logits[:, :-1].float(), dim=-1)  # (B, T - 1, V)
+    each = log_p.gather(2, input_ids[:, 1:, None])[:, :, 0] * tail[:, 1:]
+    return torch.stack([each.sum(dim=1), tail.sum(dim=1).float()], dim=1)

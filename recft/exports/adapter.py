@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from recft.models.text_model import Serving, Text
+    from recft.models.text_model import Serving
+    from recft.models.tokens import Text
 
 __all__ = ["MEMBER"]
 
@@ -75,7 +76,7 @@ class Adapter:
         from recft.models.base import compute_dtype, device_of, resolve
 
         serving = source.reference.serving
-        heads, head_tensors = _head(source) if serving.head == "classifier" else ([], {})
+        heads, head_tensors = _head(source) if serving.carrier == "classifier" else ([], {})
         based: dict[str, Any] = {
             "base_model_name_or_path": resolve(source.model.base),
             "revision": source.model.revision,
@@ -103,7 +104,9 @@ class Adapter:
         settings = ModelSettings.model_validate(read_json(folder / "base.json"))
         tokenizer = open_tokenizer(folder)
         dtype = _dtype(settings)
-        base = load_base(settings, serving.head, device_of(), dtype).model
+        base = load_base(
+            settings, serving.carrier or serving.head, device_of(), dtype, n_labels=serving.n_outputs
+        ).model
         try:
             with quiet(), warnings.catch_warnings():
                 # PEFT asks transformers under a name that transformers is about to drop: nothing a user can mend.
@@ -116,13 +119,13 @@ class Adapter:
         _check_all_taken(model, folder)
 
         def compute(texts: list[Text]) -> np.ndarray:
-            batch = tokens(tokenizer, texts, serving.max_tokens, "pt")
+            batch = tokens(tokenizer, texts, serving, "pt")
             batch = {name: tensor.to(base.device) for name, tensor in batch.items()}
             if model.active_peft_config.is_prompt_learning:
                 batch = _without_types(batch)
             return numbers(model, batch, serving)
 
-        rows = ROWS_OF_LOGITS if serving.head == "answers" else ROWS
+        rows = ROWS_OF_LOGITS if serving.head in ("answers", "likelihood") else ROWS
         return Engine("PEFT", peft.__version__, batched(compute, rows), tokenizer, str(dtype).removeprefix("torch."))
 
 

@@ -28,7 +28,8 @@ from recft.registry import Refusal
 if TYPE_CHECKING:
     import numpy as np
 
-    from recft.models.text_model import Serving, Text
+    from recft.models.text_model import Serving
+    from recft.models.tokens import Text
 
 __all__ = ["MEMBER"]
 
@@ -63,10 +64,10 @@ class Merged:
             raise unreadable(folder, error) from error
 
         def compute(texts: list[Text]) -> np.ndarray:
-            batch = tokens(tokenizer, texts, serving.max_tokens, "pt")
+            batch = tokens(tokenizer, texts, serving, "pt")
             return numbers(model, {name: tensor.to(model.device) for name, tensor in batch.items()}, serving)
 
-        rows = ROWS_OF_LOGITS if serving.head == "answers" else ROWS
+        rows = ROWS_OF_LOGITS if serving.head in ("answers", "likelihood") else ROWS
         return Engine(
             "transformers",
             transformers.__version__,

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from recft.models.text_model import Serving, Text, TextModel
+    from recft.models.text_model import Serving, TextModel
+    from recft.models.tokens import Text
 
 __all__ = ["MEMBER"]
 
@@ -43,7 +44,13 @@ class Onnx:
     needs: tuple[str, ...] = ()
     extra: str | None = "onnx"
     carries_base: bool = True
-    refusals: tuple[Refusal, ...] = ()
+    refusals: tuple[Refusal, ...] = (
+        Refusal(
+            when={"head": "likelihood"},
+            reason="a likelihood picks the tokens of the reply, whose number a graph cannot know",
+            fix="export to merged or adapter",
+        ),
+    )
 
     def write(self, source: Source, folder: Path) -> None:
         """Writes `model.onnx` (and `model.onnx.data` beyond 2 GB), `graph.json` and the tokenizer's files."""
@@ -95,7 +102,7 @@ class Onnx:
         names = [entry.name for entry in session.get_inputs()]
 
         def compute(texts: list[Text]) -> np.ndarray:
-            batch = tokens(tokenizer, texts, serving.max_tokens, "np")
+            batch = tokens(tokenizer, texts, serving, "np")
             answer: np.ndarray = session.run(["outputs"], {name: batch[name].astype("int64") for name in names})[0]
             return answer
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from recft.models.text_model import Serving, Text
+    from recft.models.text_model import Serving
+    from recft.models.tokens import Text
 
 __all__ = ["MEMBER"]
 
@@ -38,7 +39,7 @@ class SentenceTransformers:
     carries_base: bool = True
     refusals: tuple[Refusal, ...] = (
         Refusal(
-            when={"head": ("classifier", "answers")},
+            when={"head": ("classifier", "answers", "likelihood")},
             reason="a SentenceTransformer gives embeddings, and this task's model gives labels",
             fix="export to merged or onnx",
         ),

@@ -1,32 +1,30 @@
-"""What every metric meets, and the two small tables that metrics are computed from.
-
-`Ranks` says where relevant items stand, which is all a ranking metric needs; `Labels` holds scored yes-or-no
-pairs. Ties count as the expected value over random order within the tie, in closed form and never by the order
-of a file (McSherry and Najork, Computing information retrieval performance measures efficiently in the presence
-of tied scores, 2008).
-"""
+"""What every metric meets: of which table it is computed, in which form it is asked for, and which way is up."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
 from recft import registry
-from recft.errors import ModelError, RecipeError, problem
+from recft.errors import RecipeError, problem
+from recft.metrics._tables import Labels, Lists, Ranks, Sorted, Ties, refuse_nan
 
 __all__ = [
     "Labels",
+    "Lists",
+    "ListsScore",
     "Metric",
+    "Output",
     "PointwiseScore",
     "RankingScore",
     "Ranks",
     "Sorted",
     "Ties",
+    "depth",
     "mean",
     "parse",
     "refuse_nan",
@@ -34,137 +32,17 @@ __all__ = [
 
 PACKAGE = "recft.metrics"
 
+Output = Literal["ranking", "labels", "values", "classes", "likelihood"]
+"""What a task's scores are; all but a ranking are scored pair by pair."""
 
-@dataclass(frozen=True)
-class Ties:
-    """The groups of tied candidates that hold a relevant item, by record and from the best score down.
-
-    Attributes:
-        records: the record of each group, (G,).
-        greater: candidates above the group, (G,).
-        tied: candidates in the group, (G,).
-        relevant: relevant items in the group, (G,).
-        before: relevant items above the group, (G,).
-        of: the group of each relevant item, (P,).
-    """
-
-    records: np.ndarray
-    greater: np.ndarray
-    tied: np.ndarray
-    relevant: np.ndarray
-    before: np.ndarray
-    of: np.ndarray
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Where the relevant items of each record stand among its candidates.
-
-    Attributes:
-        offsets: record r owns the relevant items `offsets[r]:offsets[r + 1]`, (R + 1,), int64.
-        grades: of each relevant item, above 0, (P,), float64.
-        greater: candidates that score strictly higher, (P,), int64.
-        tied: candidates of the same score, itself counted, (P,), int64.
-        n_candidates: (R,), int64.
-    """
-
-    offsets: np.ndarray
-    grades: np.ndarray
-    greater: np.ndarray
-    tied: np.ndarray
-    n_candidates: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @cached_property
-    def n_relevant(self) -> np.ndarray:
-        """How many relevant items each record has, (R,)."""
-        return np.diff(self.offsets)
-
-    @cached_property
-    def records(self) -> np.ndarray:
-        """The record of each relevant item, (P,)."""
-        return np.repeat(np.arange(len(self)), self.n_relevant)
-
-    @cached_property
-    def ties(self) -> Ties:
-        """The tie groups."""
-        order = np.lexsort((self.greater, self.records))  # (P,)
-        records, greater = self.records[order], self.greater[order]
-        is_first = np.ones(len(order), dtype=bool)
-        is_first[1:] = (records[1:] != records[:-1]) | (greater[1:] != greater[:-1])
-        first = np.flatnonzero(is_first)  # (G,)
-        of = np.empty(len(order), dtype=np.int64)
-        of[order] = np.cumsum(is_first) - 1
-        return Ties(
-            records=records[first],
-            greater=greater[first],
-            tied=self.tied[order][first],
-            relevant=np.diff(first, append=len(order)),
-            before=first - self.offsets[records[first]],
-            of=of,
-        )
-
-    def within(self, cutoff: int | None) -> np.ndarray:
-        """The chance that each relevant item stands among the first `cutoff`, (P,)."""
-        if cutoff is None:
-            return np.ones(len(self.grades))
-        chance: np.ndarray = np.clip(cutoff - self.greater, 0, self.tied) / self.tied
-        return chance
-
-    def sums(self, values: np.ndarray) -> np.ndarray:
-        """The sum over each record of a value per relevant item, (R,)."""
-        totals: np.ndarray = np.bincount(self.records, weights=values, minlength=len(self))
-        return totals
-
-    def ratio(self, above: np.ndarray, below: np.ndarray) -> np.ndarray:
-        """The quotient, (R,), NaN where a record has no relevant item and so has no score."""
-        out = np.full(len(self), np.nan)
-        np.divide(above, below, out=out, where=self.n_relevant > 0)
-        return out
-
-
-@dataclass(frozen=True)
-class Sorted:
-    """An order of pairs, and where each run of equal ones starts in it."""
-
-    order: np.ndarray
-    starts: np.ndarray
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Scored yes-or-no pairs.
-
-    Attributes:
-        scores: (P,), float64; probabilities, unless only AUC is asked for.
-        labels: (P,), 0 or 1.
-        groups: the cluster (user) of each pair, (P,), int64.
-
-    Raises:
-        ModelError: a score is not a number.
-    """
-
-    scores: np.ndarray
-    labels: np.ndarray
-    groups: np.ndarray
-
-    def __post_init__(self) -> None:
-        refuse_nan(self.scores)
-
-    @cached_property
-    def by_score(self) -> Sorted:
-        """Pairs by score upwards; kept, so that a bootstrap sorts once."""
-        order = np.argsort(self.scores, kind="stable")
-        return Sorted(order, _run_starts(self.scores[order]))
-
-    @cached_property
-    def by_group_and_score(self) -> Sorted:
-        """Pairs by group, then by score upwards."""
-        order = np.lexsort((self.scores, self.groups))
-        return Sorted(order, _run_starts(self.groups[order], self.scores[order]))
-
+_WORDS: dict[str, tuple[str, str]] = {
+    "ranking": ("rankings", "ranks items"),
+    "labels": ("yes-or-no answers", "answers yes or no"),
+    "values": ("predicted numbers", "predicts numbers"),
+    "classes": ("classes", "chooses among classes"),
+    "likelihood": ("likelihoods", "says how likely replies are"),
+}
+"""What a metric of each output scores, and what a task of it does."""
 
 RankingScore = Callable[[Ranks, int | None], np.ndarray]
 """(ranks, cutoff) -> the score of each record, (R,), NaN where it has no relevant item."""
@@ -172,31 +50,46 @@ RankingScore = Callable[[Ranks, int | None], np.ndarray]
 PointwiseScore = Callable[[Labels, np.ndarray], float]
 """(labels, weights of the pairs (P,)) -> one score, NaN where it is undefined."""
 
+ListsScore = Callable[[Lists, int | None], np.ndarray | float]
+"""(lists, cutoff) -> the score of each record, (R,), NaN where it has no list; or one score of all lists together."""
+
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric, as a ranking metric, as a pointwise one, or both.
+    """One metric: of rankings, of scored pairs, of the lists themselves, or of several of these.
 
     Attributes:
         summary: one line for people.
         ranking: the score of each record.
         pointwise: the score of all pairs.
+        lists: the score of what was shown, whether right or wrong.
         left_out: how many groups the pointwise score leaves out because it is undefined on them.
+        outputs: the pointwise outputs that it can score.
+        of_judged: its ranks are over all judged items, whatever the grade.
         higher_is_better: which way is up.
-        needs_cutoff: a ranking score that says nothing without a cutoff.
+        needs_cutoff: a score of a ranking or of lists that says nothing without a cutoff.
         needs_probabilities: a pointwise score of more than the order of scores: a popularity count has none.
     """
 
     summary: str
     ranking: RankingScore | None = None
     pointwise: PointwiseScore | None = None
+    lists: ListsScore | None = None
     left_out: Callable[[Labels], int] | None = None
+    outputs: tuple[str, ...] = ("labels",)
+    of_judged: bool = False
     higher_is_better: bool = True
     needs_cutoff: bool = False
     needs_probabilities: bool = False
 
+    def can_score(self, output: str, with_cutoff: bool) -> bool:
+        """Whether it can be computed of an output, with or without a cutoff."""
+        if output == "ranking":
+            return (self.ranking is not None or self.lists is not None) and (with_cutoff or not self.needs_cutoff)
+        return self.pointwise is not None and output in self.outputs and not with_cutoff
 
-def parse(expression: str, output: Literal["ranking", "labels"] | None = None) -> tuple[str, int | None]:
+
+def parse(expression: str, output: Output | None = None) -> tuple[str, int | None]:
     """The metric's registered name and the cutoff.
 
     Args:
@@ -217,11 +110,19 @@ def parse(expression: str, output: Literal["ranking", "labels"] | None = None) -
     metric: Metric = registry.load(PACKAGE, match[1])
     name = match[1].replace("_", "-")
     cutoff = int(match[2]) if match[2] else None
-    as_ranking = metric.ranking is not None and (cutoff is not None or not metric.needs_cutoff)
-    as_labels = metric.pointwise is not None and cutoff is None
-    if not {None: as_ranking or as_labels, "ranking": as_ranking, "labels": as_labels}[output]:
+    if not any(metric.can_score(one, cutoff is not None) for one in ([output] if output else _WORDS)):
         raise RecipeError(problem(f"metric {expression}", *_misuse(metric, name, output)))
     return name, cutoff
+
+
+def depth(expressions: Sequence[str]) -> int:
+    """The deepest cutoff of those expressions that are scored on lists: so many places must be kept.
+
+    >>> depth(["ndcg@100", "coverage@10", "novelty@20"])
+    20
+    """
+    parsed = [parse(expression) for expression in expressions]
+    return max((cutoff or 0 for name, cutoff in parsed if registry.load(PACKAGE, name).lists is not None), default=0)
 
 
 def mean(values: np.ndarray) -> tuple[float, int]:
@@ -234,39 +135,25 @@ def mean(values: np.ndarray) -> tuple[float, int]:
     return (float(defined.mean()) if len(defined) else float("nan")), len(defined)
 
 
-def refuse_nan(scores: np.ndarray) -> None:
-    """Nothing; a score that is not a number has no place in an order.
-
-    Raises:
-        ModelError: there is one.
-    """
-    n_bad = int(np.isnan(scores).sum())
-    if n_bad:
-        raise ModelError(
-            problem(
-                "scores",
-                f"{n_bad} of {scores.size} are not a number",
-                "every candidate has a score",
-                "lower tune.learning_rate, or set model.compute_dtype: float32",
-            )
-        )
-
-
 def _misuse(metric: Metric, name: str, output: str | None) -> tuple[str, str, str]:
     """Value, rule and fix for a metric that cannot be computed in the form it was asked for."""
-    if output == "labels" and metric.pointwise is None:
-        return f"{name} scores rankings", "this task answers yes or no", "take auc, gauc, log_loss or the like"
-    if output == "ranking" and metric.ranking is None:
-        return f"{name} scores yes-or-no answers", "this task ranks items", "take ndcg@10, recall@20 or the like"
-    if metric.needs_cutoff and output != "labels":
+    of = ["ranking"] * (metric.ranking is not None or metric.lists is not None)
+    of += list(metric.outputs) if metric.pointwise is not None else []
+    if output is not None and output not in of:
+        scored = " or ".join(_WORDS[one][0] for one in of)
+        return f"{name} scores {scored}", f"this task {_WORDS[output][1]}", f"take {_others(output)}"
+    if metric.needs_cutoff and output in (None, "ranking"):
         return "has no cutoff", f"{name} of a whole ranking is the same for every model", f"for example {name}@10"
-    return "has a cutoff", f"{name} of yes-or-no answers has none", f"write {name}"
+    scored = _WORDS[output or of[0]][0]
+    return "has a cutoff", f"{name} of {scored} has none", f"write {name}"
 
 
-def _run_starts(*keys: np.ndarray) -> np.ndarray:
-    """Where runs of equal keys start in sorted arrays."""
-    is_first = np.zeros(len(keys[0]), dtype=bool)
-    is_first[:1] = True
-    for key in keys:
-        is_first[1:] |= key[1:] != key[:-1]
-    return np.flatnonzero(is_first)
+def _others(output: str) -> str:
+    """The metrics that can score an output, for people."""
+    named = [(name, registry.load(PACKAGE, name)) for name in registry.names(PACKAGE)]
+    found = [
+        f"{name}@10" if output == "ranking" and metric.needs_cutoff else name
+        for name, metric in named
+        if metric.can_score(output, output == "ranking")
+    ]
+    return f"one of {', '.join(found)}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from recft.errors import DataError, problem
-from recft.metrics._base import Ranks, refuse_nan
+from recft.metrics._tables import Ranks, refuse_nan
 
-__all__ = ["concat", "ranks_of", "ranks_of_pairs"]
+__all__ = ["concat", "gains", "ranks_of", "ranks_of_pairs", "restrict"]
 
 BLOCK_SCORES = 1 << 23
 """Scores that are sorted at once: 32 MiB of float32."""
@@ -53,6 +54,7 @@ def ranks_of(
     if excluded is not None:
         keep &= ~excluded[rows, items]
     rows, items, grades = rows[keep], items[keep], grades[keep]
+    pairs = np.flatnonzero(keep) + span.start
     greater, tied = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=np.int64)
     size = max(1, BLOCK_SCORES // max(n_columns, 1))
     for start in range(0, n_rows, size):
@@ -61,7 +63,7 @@ def ranks_of(
         mask = None if excluded is None else excluded[start:stop]
         greater[part], tied[part] = _places(scores[start:stop], rows[part] - start, items[part], mask)
     n_candidates = np.full(n_rows, n_columns) if excluded is None else n_columns - excluded.sum(axis=1)
-    return Ranks(_offsets(rows, n_rows), grades, greater, tied, n_candidates.astype(np.int64))
+    return Ranks(_offsets(rows, n_rows), grades, greater, tied, n_candidates.astype(np.int64), pairs)
 
 
 def ranks_of_pairs(
@@ -102,11 +104,12 @@ def ranks_of_pairs(
         greater=first[group[keep]] - offsets[records[keep]],
         tied=np.diff(first, append=len(order))[group[keep]],
         n_candidates=n_candidates,
+        pairs=keep,
     )
 
 
 def concat(parts: Sequence[Ranks]) -> Ranks:
-    """The ranks of several blocks of records as one."""
+    """The ranks of several blocks of records as one; each block keeps the numbers of its own pairs."""
     counts = np.concatenate([np.zeros(1, dtype=np.int64), *(part.n_relevant for part in parts)])
     return Ranks(
         offsets=np.cumsum(counts),
@@ -114,6 +117,49 @@ def concat(parts: Sequence[Ranks]) -> Ranks:
         greater=np.concatenate([np.zeros(0, dtype=np.int64), *(part.greater for part in parts)]),
         tied=np.concatenate([np.zeros(0, dtype=np.int64), *(part.tied for part in parts)]),
         n_candidates=np.concatenate([np.zeros(0, dtype=np.int64), *(part.n_candidates for part in parts)]),
+        pairs=np.concatenate([np.zeros(0, dtype=np.int64), *(part.pairs for part in parts)]),
+    )
+
+
+def gains(grades: np.ndarray, kind: Literal["linear", "exponential"]) -> np.ndarray:
+    """What each grade is worth, (P,): itself, or 2^grade - 1 (Burges et al., Learning to rank using gradient descent).
+
+    Made before ranks are: NDCG takes a grade for its gain. A grade above 0 is worth more than 0 either way.
+
+    >>> gains(np.array([0, 1, 2, 3]), "exponential").tolist()
+    [0.0, 1.0, 3.0, 7.0]
+    """
+    grades = np.asarray(grades, dtype=np.float64)
+    return np.exp2(grades) - 1 if kind == "exponential" else grades
+
+
+def restrict(ranks: Ranks, keep: np.ndarray) -> Ranks:
+    """The ranks of some of the relevant items; the record's other relevant items are no candidates any more.
+
+    Args:
+        ranks: of all relevant items.
+        keep: of every pair of the records, (P,), whether it stays; `ranks.pairs` says which of them are relevant.
+
+    The best item is not of the slice: it goes, and the other one moves up to the first place of two.
+
+    >>> part = restrict(ranks_of_pairs([0.9, 0.5, 0.1], [1, 1, 0]), np.array([False, True, True]))
+    >>> part.greater.tolist(), part.n_candidates.tolist()
+    ([0], [2])
+    """
+    stays = np.asarray(keep, dtype=bool)[ranks.pairs]  # (relevant items,)
+    ties = ranks.ties
+    gone = np.bincount(ties.of[~stays], minlength=len(ties.records))  # (G,)
+    by_record = np.bincount(ties.records, weights=gone, minlength=len(ranks)).astype(np.int64)
+    # Groups lie by record and from the best score down: what is gone above a group is the sum so far in its record.
+    above = np.cumsum(gone) - gone - (np.cumsum(by_record) - by_record)[ties.records]
+    of = ties.of[stays]
+    return Ranks(
+        offsets=_offsets(ranks.records[stays], len(ranks)),
+        grades=ranks.grades[stays],
+        greater=ranks.greater[stays] - above[of],
+        tied=ranks.tied[stays] - gone[of],
+        n_candidates=ranks.n_candidates - by_record,
+        pairs=ranks.pairs[stays],
     )
 
 

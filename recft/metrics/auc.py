@@ -27,12 +27,18 @@ def pointwise(labels: Labels, weights: np.ndarray) -> float:
     if not len(labels.labels):
         return float("nan")
     order, starts = labels.by_score.order, labels.by_score.starts
-    is_yes = labels.labels[order] == 1
-    sorted_weights = weights[order]
-    yes = np.add.reduceat(np.where(is_yes, sorted_weights, 0.0), starts)  # by distinct score, upwards
-    no = np.add.reduceat(np.where(is_yes, 0.0, sorted_weights), starts)
+    everyone = weights[order]
+    of_yes = everyone * labels.once(_is_yes)
+    yes = np.add.reduceat(of_yes, starts)  # by distinct score, upwards
+    no = np.add.reduceat(everyone - of_yes, starts)
     everything = yes.sum() * no.sum()
     return float((yes * (np.cumsum(no) - no / 2)).sum() / everything) if everything > 0 else float("nan")
+
+
+def _is_yes(labels: Labels) -> np.ndarray:
+    """1.0 for yes, else 0.0, by score upwards."""
+    is_yes: np.ndarray = (labels.labels[labels.by_score.order] == 1).astype(np.float64)
+    return is_yes
 
 
 MEMBER = Metric(summary="chance that a yes scores above a no", pointwise=pointwise)

@@ -48,6 +48,7 @@ AUTO_CLASS = {
     "embedding": "AutoModel",
     "classifier": "AutoModelForSequenceClassification",
     "answers": "AutoModelForCausalLM",
+    "likelihood": "AutoModelForCausalLM",
 }
 
 
@@ -226,7 +227,7 @@ def load_base(
 
     Args:
         settings: which base, and how.
-        head: `embedding`, `classifier` or `answers`: decides the transformers class.
+        head: `embedding`, `classifier`, `answers` or `likelihood`: decides the transformers class.
         device: where it goes.
         dtype: of weights that are not quantized, and of activations.
         seed: of a new head's initial values.
@@ -265,6 +266,9 @@ def load_base(
         ) from error
     if settings.quantization == "none":
         model = model.to(device)
+    if head == "classifier" and model.config.pad_token_id is None:
+        # By it a stock causal classifier finds a text's last token.
+        model.config.pad_token_id = tokenizer_of(settings).pad_token_id
     model.eval().requires_grad_(False)
     _set_dropout_off(model)
     if settings.quantization != "none":

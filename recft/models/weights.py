@@ -13,7 +13,9 @@ from recft.schema import ModelSettings
 __all__ = ["float32_base", "weight_of"]
 
 
-def float32_base(settings: ModelSettings, head: str, dtype: torch.dtype, onto: str, seed: int = 0) -> Base:
+def float32_base(
+    settings: ModelSettings, head: str, dtype: torch.dtype, onto: str, seed: int = 0, n_labels: int = 1
+) -> Base:
     """A fresh base in float32 without k-bit layers.
 
     Always read again from disk: the layers of a model that has run may have been repacked in place.
@@ -24,11 +26,12 @@ def float32_base(settings: ModelSettings, head: str, dtype: torch.dtype, onto: s
         dtype: the compute dtype of the run: it rounds the weights that the adapter saw.
         onto: `original`, the published weights, or `dequantized`, what the adapter was trained on.
         seed: of a new head's initial values.
+        n_labels: outputs of a new head.
     """
     cpu = torch.device("cpu")
     if onto == "original":
-        return load_base(settings.model_copy(update={"quantization": "none"}), head, cpu, torch.float32, seed)
-    loaded = load_base(settings, head, cpu, dtype, seed)
+        return load_base(settings.model_copy(update={"quantization": "none"}), head, cpu, torch.float32, seed, n_labels)
+    loaded = load_base(settings, head, cpu, dtype, seed, n_labels)
     if settings.quantization == "none":
         return Base(model=loaded.model.float(), new_parameters=loaded.new_parameters)
     return Base(model=_plain(loaded.model), new_parameters=loaded.new_parameters)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recft.reports import reading
 from recft.run import atomic_file
 
 if TYPE_CHECKING:
@@ -70,12 +71,12 @@ def _draw_scores(axes: Axes, judged: Sequence[Mapping[str, Any]]) -> None:
 
 def bars(report: Mapping[str, Any], metric: str, out: Path) -> None:
     """One metric of every row of a report, with 95% intervals, as a PNG; the protocol stands below it."""
-    rows = {"base": report["base"], "tuned": report["tuned"], **report.get("baselines", {})}
+    rows = reading.rows(report)
     values = {name: row[metric] for name, row in rows.items() if row.get(metric) is not None}
     names = sorted(values, key=lambda name: values[name])
     figure, axes = _canvas()
     axes.barh(
-        names,
+        [reading.row_name(name) for name in names],
         [values[name] for name in names],
         color=[_SCORE if name == "tuned" else _LOSS for name in names],
         height=0.6,

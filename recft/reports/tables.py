@@ -1,138 +1,249 @@
-"""What verbs report, as sheets of text: one for people in a terminal, the same as Markdown.
-
-A sheet is data. `rich_sheet` lays it out for a terminal, `plain` for a pipe and `markdown` for a README; all count the
-width of Chinese characters as two, so that columns stand straight.
-"""
+"""What verbs report, as sheets of text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from recft.reports import reading
+from recft.reports.reading import row_name
+from recft.reports.sheets import Sheet, markdown, number, plain, rich_sheet, signed, with_interval
 
 __all__ = [
     "Sheet",
+    "calibration",
     "certificate",
+    "classes",
+    "comparison",
+    "difference",
     "differences",
     "facts",
+    "fusion",
+    "gaps",
     "gates",
     "markdown",
     "number",
+    "of_report",
+    "p_value",
     "plain",
     "protocol",
     "ranking",
     "rich_sheet",
+    "robustness",
     "scores",
     "signed",
+    "slices",
+    "verdicts",
     "with_interval",
 ]
 
 _FACT_DEPTH = 2
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """A table of text.
-
-    Attributes:
-        columns: their headings.
-        rows: as many cells each as there are columns.
-        title: above the table.
-        notes: lines below it.
-        left: how many columns from the left hold words; the rest hold numbers and stand to the right.
-    """
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    title: str = ""
-    notes: Sequence[str] = ()
-    left: int = 1
-
-
-def number(value: object) -> str:
-    """A value as people read it: four decimals for scores, thousands apart for counts, a dash where there is none.
-
-    >>> number(0.87964), number(19406), number(None), number(0.0000123), number(True)
-    ('0.8796', '19,406', '-', '1.2e-05', 'yes')
-    """
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        if value != value:
-            return "-"
-        if value == 0 or 1e-3 <= abs(value) < 1e4:
-            return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
-        return f"{value:.1e}" if abs(value) < 1 else f"{value:,.0f}"
-    if isinstance(value, list | tuple):
-        return ", ".join(number(part) for part in value)
-    return str(value)
-
-
-def signed(value: float | None) -> str:
-    """A difference with its sign.
-
-    >>> signed(0.0123), signed(-0.5), signed(None)
-    ('+0.0123', '-0.5000', '-')
-    """
-    if value is None or value != value:
-        return "-"
-    return f"{value:+.4f}"
+def of_report(report: Mapping[str, Any]) -> list[Sheet]:
+    """Every sheet that a report has something for, task by task, in the order in which they are read."""
+    sheets: list[Sheet] = []
+    for name, part in reading.parts(report):
+        whole = {"name": report.get("name", "run"), **part}
+        if name:
+            whole["name"] = f"{whole['name']}, {name}"
+        sheets += [scores(whole)]
+        sheets += [differences(part["paired"])] if part.get("paired") else []
+        found = (verdicts, fusion, slices, gaps, calibration, classes, robustness)
+        sheets += [sheet for make in found if (sheet := make(part)).rows]
+    return sheets + ([gates(report["gates"])] if report.get("gates") else [])
 
 
 def scores(report: Mapping[str, Any]) -> Sheet:
-    """The rows of a report (base, tuned, baselines), a column a metric, with 95% intervals and the protocol."""
-    rows = {"base": report["base"], "tuned": report["tuned"], **report.get("baselines", {})}
-    metrics = list(report["tuned"])
-    intervals = report.get("ci", {})
+    """The rows of a report, a column a metric, with 95% intervals and the protocol.
+
+    Base and tuned come first, then fusions, then baselines from the best down.
+    """
+    metrics, intervals = reading.metrics_of(report), report.get("ci") or {}
+    best = reading.best_classic(report)
+    mark = len(report.get("baselines") or {}) > 1
+    facts_ = report.get("protocol") or {}
     return Sheet(
         columns=("", *metrics),
         rows=[
             (
-                name,
-                *(with_interval(row.get(metric), intervals.get(name, {}).get(metric)) for metric in metrics),
+                f"{row_name(name)} (best classic)" if mark and name == best else row_name(name),
+                *(with_interval(row.get(metric), (intervals.get(name) or {}).get(metric)) for metric in metrics),
             )
-            for name, row in rows.items()
+            for name, row in reading.rows(report).items()
         ],
-        title=f"{report.get('name', 'run')}: {report.get('protocol', {}).get('split', '')} split".strip(),
-        notes=[protocol(report.get("protocol", {}))],
+        title=f"{report.get('name', 'run')}: {facts_.get('split', '')} split".strip(),
+        notes=[protocol(facts_)] if facts_ else [],
     )
 
 
 def differences(paired: Mapping[str, Mapping[str, Any]]) -> Sheet:
     """Paired differences with 95% intervals, a row a pair; a star marks an interval clear of zero."""
     metrics = list(dict.fromkeys(metric for row in paired.values() for metric in row))
+    entries = [entry for row in paired.values() for entry in row.values() if entry]
+    notes = ["* the 95% interval is clear of zero"]
+    if any(entry.get("p_holm") is not None for entry in entries):
+        notes.append("p: paired test, Holm-corrected")
     return Sheet(
         columns=("paired difference", *metrics),
-        rows=[(name, *(_difference(row.get(metric)) for metric in metrics)) for name, row in paired.items()],
-        notes=["* the 95% interval is clear of zero"],
+        rows=[
+            (reading.difference_name(name), *(difference(row.get(metric)) for metric in metrics))
+            for name, row in paired.items()
+        ],
+        notes=notes,
     )
 
 
-def _difference(entry: Mapping[str, Any] | None) -> str:
+def difference(entry: Mapping[str, Any] | None) -> str:
+    """A paired difference with its interval, a star where that is clear of zero, and its p where it was tested."""
     if not entry or entry.get("mean") is None:
         return "-"
-    interval = entry.get("ci")
-    if not interval:
-        return signed(entry["mean"])
-    clear = " *" if interval[0] > 0 or interval[1] < 0 else ""
-    return f"{signed(entry['mean'])} [{signed(interval[0])}, {signed(interval[1])}]{clear}"
+    interval, p = entry.get("ci"), p_value(entry)
+    words = [signed(entry["mean"])]
+    words += [f"[{signed(interval[0])}, {signed(interval[1])}]"] if interval else []
+    words += ["*"] if reading.is_clear(interval) else []
+    return " ".join([*words, p] if p else words)
 
 
-def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
-    """A score with its interval, where there is one."""
-    return f"{number(value)} [{number(interval[0])}, {number(interval[1])}]" if interval else number(value)
+def p_value(entry: Mapping[str, Any]) -> str:
+    """The p of a paired difference, corrected where it was; nothing where there was no test.
+
+    >>> p_value({"p": 0.0121, "p_holm": 0.0242}), p_value({"p": 1e-4}), p_value({"p": None})
+    ('p = 0.024', 'p < 0.001', '')
+    """
+    p = entry.get("p") if entry.get("p_holm") is None else entry["p_holm"]
+    if p is None:
+        return ""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def verdicts(report: Mapping[str, Any]) -> Sheet:
+    """What the table comes to, in words."""
+    return Sheet(columns=("in words",), rows=[(str(line),) for line in report.get("verdicts") or ()])
+
+
+def fusion(report: Mapping[str, Any]) -> Sheet:
+    """The weight of each system in the fused rows, with the model and without it."""
+    found = report.get("fusion") or {}
+    weights, without = found.get("weights") or {}, found.get("weights_without_model") or {}
+    systems = list(dict.fromkeys([*(found.get("systems") or ()), *weights, *without]))
+    notes = [f"fitted on {found['fitted_on']}, n = {number(found.get('n'))}"] if found.get("fitted_on") else []
+    return Sheet(
+        columns=("weights of the fusion", "fused", row_name("fused_without_model")),
+        rows=[(name, number(weights.get(name)), number(without.get(name))) for name in systems],
+        notes=notes,
+    )
+
+
+def slices(report: Mapping[str, Any], metric: str | None = None) -> Sheet:
+    """One metric over slices of the records: base, tuned, fusions, the best classic row, and tuned against base.
+
+    Args:
+        report: of one task.
+        metric: the main one where absent.
+    """
+    metric = metric or reading.main_metric(report)
+    found = report.get("slices") or {}
+    best = reading.best_classic(report)
+    there = {name for part in found.values() for name in part.get("rows") or {}}
+    shown = [name for name in (*reading.rows(report),) if name in there]
+    shown = [name for name in shown if name not in (report.get("baselines") or {}) or name == best]
+    pairs = [name for name in ("tuned - base", "fused - fused_without_model") if _any_pair(found, name, metric)]
+    rows = []
+    for name, part in found.items():
+        values = [((part.get("rows") or {}).get(row) or {}).get(metric) for row in shown]
+        apart = [((part.get("paired") or {}).get(pair) or {}).get(metric) for pair in pairs]
+        rows.append((name, number(part.get("n")), *map(number, values), *map(difference, apart)))
+    names = [f"{row_name(name)} (best classic)" if name == best else row_name(name) for name in shown]
+    return Sheet(columns=(f"slice, {metric}", "n", *names, *map(reading.difference_name, pairs)), rows=rows)
+
+
+def _any_pair(found: Mapping[str, Any], pair: str, metric: str | None) -> bool:
+    return any(((part.get("paired") or {}).get(pair) or {}).get(metric) for part in found.values())
+
+
+def gaps(report: Mapping[str, Any]) -> Sheet:
+    """How far groups are apart: for each family of slices, row and metric the widest gap, and its two ends."""
+    rows = [
+        (family, row_name(row), metric, *(number(entry.get(key)) for key in ("best", "worst", "gap")))
+        for family, by_row in (report.get("gaps") or {}).items()
+        for row, by_metric in by_row.items()
+        for metric, entry in by_metric.items()
+        if entry
+    ]
+    return Sheet(columns=("groups", "row", "metric", "best", "worst", "gap"), rows=rows, left=5)
+
+
+def calibration(report: Mapping[str, Any]) -> Sheet:
+    """How far probabilities are from what happens, before calibration and after."""
+    found = report.get("calibration") or {}
+    rows = [(row_name(name), number(entry.get("ece"))) for name, entry in (found.get("rows") or {}).items()]
+    return Sheet(columns=("calibration", "ece"), rows=rows, notes=[f"calibrated by: {found.get('kind', 'none')}"])
+
+
+def classes(report: Mapping[str, Any]) -> Sheet:
+    """Precision, recall and F1 of each class; of rows other than the tuned model's F1 alone."""
+    found = report.get("classes") or {}
+    by_row = {name: entry.get("report") or {} for name, entry in (found.get("rows") or {}).items()}
+    others = [name for name in by_row if name != "tuned"]
+    tuned = by_row.get("tuned") or {}
+    labels = list(dict.fromkeys([*(found.get("labels") or ()), *(label for part in by_row.values() for label in part)]))
+    rows = []
+    for label in map(str, labels):
+        n = next((part[label].get("n") for part in by_row.values() if label in part), None)
+        own = [number(tuned.get(label, {}).get(key)) for key in ("precision", "recall", "f1") if tuned]
+        rows.append((label, number(n), *(number(by_row[name].get(label, {}).get("f1")) for name in others), *own))
+    headings = [f"{row_name(name)} f1" for name in others]
+    headings += ["tuned precision", "tuned recall", "tuned f1"] if tuned else []
+    return Sheet(columns=("class", "n", *headings), rows=rows if by_row else [])
+
+
+def robustness(report: Mapping[str, Any], metric: str | None = None) -> Sheet:
+    """One metric under perturbed texts, beside the same on clean ones, and what the perturbation costs.
+
+    Args:
+        report: of one task.
+        metric: the main one where absent.
+    """
+    metric = metric or reading.main_metric(report)
+    found = report.get("robustness") or {}
+    names = list(dict.fromkeys(name for part in found.values() for name in part.get("rows") or {}))
+    clean = [number((report.get(name) or {}).get(metric)) for name in names]
+    rows: list[Sequence[str]] = [("clean", "", *clean, "")]
+    for name, part in found.items():
+        values = [((part.get("rows") or {}).get(row) or {}).get(metric) for row in names]
+        apart = ((part.get("paired") or {}).get(f"tuned: {name} - clean") or {}).get(metric)
+        share = part.get("share")
+        words = f"{share:.0%}" if isinstance(share, int | float) else "-"
+        rows.append((name.replace("_", " "), words, *map(number, values), difference(apart)))
+    columns = (f"texts, {metric}", "share changed", *map(row_name, names), "tuned: what it costs")
+    return Sheet(columns=columns, rows=rows if found else [])
+
+
+def comparison(found: Mapping[str, Any]) -> Sheet:
+    """The rows of several runs with their intervals."""
+    rows = found["rows"]
+    metrics = list(dict.fromkeys(metric for row in rows for metric in row["scores"]))
+    return Sheet(
+        columns=("run", "runs", "n", *metrics),
+        rows=[
+            (
+                str(row["run"]),
+                number(row.get("runs")),
+                number(row.get("n")),
+                *(with_interval(row["scores"].get(metric), (row.get("ci") or {}).get(metric)) for metric in metrics),
+            )
+            for row in rows
+        ],
+        title=f"{found.get('split', '')} split".strip(),
+        notes=["runs that differ in name, seed and fold alone are one row"],
+    )
 
 
 def protocol(facts: Mapping[str, Any]) -> str:
     """What a figure means, in one line: the split, how many, among which candidates, what is masked or sampled."""
     pairs = facts.get("counted") == "pairs"
+    ranked = not pairs and facts.get("candidates") not in (None, "pairs")
     why = "users with one class, left out of gauc" if pairs else "without a relevant candidate left out"
     left_out = f" ({number(facts['left_out'])} {why})" if facts.get("left_out") else ""
     parts = [
@@ -140,7 +251,7 @@ def protocol(facts: Mapping[str, Any]) -> str:
         f"n = {number(facts.get('n'))} {facts.get('counted', 'records')}{left_out}",
     ]
     parts += [f"a subset: {facts['subset']}"] if facts.get("subset") else []
-    if not pairs:
+    if ranked:
         which, count = facts.get("candidates"), facts.get("n_candidates")
         parts.append(f"candidates: {number(count)} ({which})" if count else f"candidates: {which}")
         parts.append("history masked" if facts.get("history_masked") else "history not masked")
@@ -230,60 +341,3 @@ def _flat(values: Mapping[str, Any], prefix: str, depth: int = 0) -> Iterable[tu
             yield name, f"{value / 2**20:,.0f} MiB"
         else:
             yield name, number(value)
-
-
-def rich_sheet(sheet: Sheet) -> RenderableType:
-    """The sheet for a terminal."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        box=box.SIMPLE_HEAD, title=sheet.title or None, title_justify="left", pad_edge=False, title_style="bold"
-    )
-    for place, heading in enumerate(sheet.columns):
-        # Narrow terminals fold cells: no figure is ever cut off.
-        table.add_column(Text(heading), justify="left" if place < sheet.left else "right", overflow="fold")
-    for row in sheet.rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return Group(table, *(Text(note, style="dim") for note in sheet.notes))
-
-
-def markdown(sheet: Sheet) -> str:
-    """The sheet as Markdown, its columns straight in a plain text too."""
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in (sheet.columns, *sheet.rows)]
-    lines = [f"| {' | '.join(cells)} |" for cells in _padded(rows, sheet.left)]
-    widths = [_width(cell) for cell in _padded(rows, sheet.left)[0]]
-    rule = ["-" * width if place < sheet.left else "-" * (width - 1) + ":" for place, width in enumerate(widths)]
-    title = [f"**{sheet.title}**", ""] if sheet.title else []
-    notes = ["", *sheet.notes] if sheet.notes else []
-    return "\n".join([*title, lines[0], f"| {' | '.join(rule)} |", *lines[1:], *notes]) + "\n"
-
-
-def plain(sheet: Sheet) -> str:
-    """The sheet as lines of text without any drawing."""
-    headed = [sheet.columns, *sheet.rows] if any(sheet.columns) else list(sheet.rows)
-    lines = ["  ".join(cells).rstrip() for cells in _padded(headed, sheet.left)]
-    return "\n".join([*([sheet.title] if sheet.title else []), *lines, *sheet.notes]) + "\n"
-
-
-def _padded(rows: Sequence[Sequence[str]], left: int) -> list[list[str]]:
-    """The rows with all cells of a column equally wide, at least three."""
-    widths = [max(3, *(_width(cell) for cell in column)) for column in zip(*rows, strict=True)]
-    return [
-        [
-            cell + " " * (width - _width(cell)) if place < left else " " * (width - _width(cell)) + cell
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in rows
-    ]
-
-
-def _width(text: str) -> int:
-    """How many columns a text takes in a terminal."""
-    if text.isascii():
-        return len(text)
-    from rich.cells import cell_len
-
-    return cell_len(text)

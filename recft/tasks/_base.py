@@ -13,15 +13,24 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from recft.data.store import Records
+    from recft.data.store import Records, Table
 
-__all__ = ["Batch", "Head", "Task", "Text"]
+__all__ = ["Batch", "Head", "Output", "Reads", "Task", "Text"]
 
 Text = str | tuple[str, str]
 """A text, or (body, tail): the body is cut where the two are too long, the tail never."""
 
-Head = Literal["embedding", "classifier", "answers"]
-"""What a model's output is: a pooled vector, the logits of a new head, or the logits of answer tokens."""
+Head = Literal["embedding", "classifier", "answers", "likelihood"]
+"""What a model's output is: a pooled vector, the logits of a new head, the logits of answer tokens, or how likely a
+tail is after its body: (sum of log p over the tail's tokens in nats, number of those tokens)."""
+
+Output = Literal["ranking", "labels", "values", "classes", "likelihood"]
+"""What a task's scores are: an order of candidates, a probability of yes for each pair, a number for each pair, a
+probability for each class, or how likely each reply is."""
+
+Reads = Literal["towers", "pairs", "contexts"]
+"""How a model meets a record: context and candidates apart, each candidate together with its context, or the context
+alone."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +49,29 @@ class Batch:
 
 
 class Task(Protocol):
-    """One task: how records become model input, a target, a loss and scores."""
+    """One task: how records become model input, a target, a loss and scores.
+
+    `tables` names the tables that it can learn from; `labelled` says whether `data.labels` makes its grades; `metrics`
+    are its own, `monitor` the one that chooses a step.
+    """
 
     Config: type[TaskSettings]
     summary: str
-    table: Literal["queries", "interactions"]
-    output: Literal["ranking", "labels"]
-    heads: Mapping[str, Head]
+    tables: tuple[Table, ...]
+    labelled: bool
+    output: Output
     metrics: tuple[str, ...]
     monitor: str
-    labels: tuple[str, ...]
     refusals: tuple[Refusal, ...]
+
+    def reads(self, config: Any) -> Reads:
+        """How the model meets a record."""
+
+    def head(self, config: Any, kind: str) -> Head | None:
+        """What the model's output is on this kind of base; None where the task cannot run on it."""
+
+    def labels(self, config: Any, head: Head, catalogue: Sequence[str]) -> tuple[str, ...]:
+        """What the columns of a classifier or of answers mean; none of other heads. `catalogue`: the item ids."""
 
     def batch(
         self, config: Any, records: Records, rows: np.ndarray, items: Sequence[str], rng: np.random.Generator
@@ -71,13 +92,16 @@ class Task(Protocol):
         """
 
     def contexts(self, config: Any, records: Records, rows: np.ndarray, items: Sequence[str]) -> list[Text]:
-        """The text of each record on its own: a query, a history (ranking tasks)."""
+        """The text of each record on its own: a query, a history, a review (towers, contexts)."""
 
     def candidates(self, config: Any, items: Sequence[str]) -> list[Text]:
-        """The text of each item on its own (ranking tasks)."""
+        """The text of each item on its own (towers)."""
 
     def pairs(self, config: Any, records: Records, rows: np.ndarray, items: Sequence[str]) -> list[Text]:
-        """One text for each candidate pair of the records, in order (label tasks)."""
+        """One text for each candidate pair of the records, in order (pairs)."""
 
-    def scores(self, outputs: np.ndarray) -> np.ndarray:
-        """The score of each pair from its outputs (P, K), higher is more likely yes (label tasks): (P,)."""
+    def scores(self, config: Any, outputs: np.ndarray) -> np.ndarray:
+        """What outputs (P, K) say (pairs, contexts): a score, a probability of yes or a number for each, (P,).
+
+        Of classes it is a probability for each, (P, C); of a likelihood the outputs themselves, (P, 2).
+        """

@@ -12,9 +12,14 @@ __all__ = ["history_text"]
 
 
 def history_text(
-    records: Records, record: int, items: Sequence[str], last: int, liked_from: float | None = None
+    records: Records,
+    record: int,
+    items: Sequence[str],
+    last: int,
+    liked_from: float | None = None,
+    newest_first: bool = True,
 ) -> str:
-    """The texts of a record's `last` items, newest first, each once; with `liked_from`, each marked."""
+    """The profile of a record's user, and the texts of the `last` items, each once; with `liked_from`, each marked."""
     history = records.history(record)[::-1]
     ratings = None
     if liked_from is not None and records.log_ratings is not None:
@@ -24,7 +29,8 @@ def history_text(
         if len(chosen) == last:
             break
         chosen.setdefault(items[item], ratings is None or bool(ratings[place] >= liked_from))
-    if ratings is None:
-        return "; ".join(chosen)
     # Each item carries its own mark: two lists one after the other would lose the second to a cut.
-    return "; ".join(f"{text} ({'liked' if yes else 'disliked'})" for text, yes in chosen.items())
+    marks = {True: " (liked)", False: " (disliked)"} if ratings is not None else {True: "", False: ""}
+    texts = [text + marks[yes] for text, yes in chosen.items()]
+    profile = records.profile(record)
+    return (f"{profile}. " if profile else "") + "; ".join(texts if newest_first else reversed(texts))

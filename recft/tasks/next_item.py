@@ -1,9 +1,13 @@
-"""History -> next item, two towers.
+"""History -> next item, by two towers or by how likely the item is as what comes next.
 
 score(u, i) = <f(history of u), f(item i)>, both of length 1, over the whole catalogue; the loss is the softmax
 cross-entropy of one target a history against the items of the batch. Items of a batch are drawn by popularity, so
 each score is corrected by the log of how often the item is drawn (Yi et al. 2019): without it popular items are
 punished. Nothing that the user has bought counts as a negative, since shops sell the same thing again.
+
+With `score_by: likelihood`, on a causal base, score(u, i) = log p(text of i | prompt with the history), the sum over
+its tokens and the end token; the loss is the cross-entropy of a target's tokens (the language model's own, as in
+generative retrieval). Every item of the catalogue is scored exactly; `eval.decoding` can have items written instead.
 """
 
 from __future__ import annotations
@@ -15,14 +19,14 @@ import numpy as np
 from pydantic import Field
 
 from recft.registry import Refusal
-from recft.tasks._base import Batch, Head, Text
+from recft.tasks._base import Batch, Head, Reads, Text
 from recft.tasks._history import history_text
 from recft.tasks._towers import Column, TowerSettings, contrastive_loss, tower_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from recft.data.store import Records
+    from recft.data.store import Records, Table
 
 __all__ = ["MEMBER"]
 
@@ -32,6 +36,13 @@ class NextItemSettings(TowerSettings):
 
     name: Literal["next-item"] = "next-item"
     history_items: Annotated[int, Field(ge=1)] = Field(default=10, description="the newest so many items are read")
+    score_by: Literal["towers", "likelihood"] = Field(
+        default="towers", description="two vectors' product, or on a causal base how likely the item's text comes next"
+    )
+    before: str = Field(
+        default="A customer's items, oldest first: ", description="stands before a history (likelihood)"
+    )
+    after: str = Field(default="\nThe next item: ", description="stands before the item, of a likelihood")
     popularity_correction: bool = Field(default=True, description="undo that popular items are drawn more often")
 
 
@@ -40,13 +51,26 @@ class NextItem:
 
     Config = NextItemSettings
     summary = "history -> item: two towers over the whole catalogue"
-    table: Literal["interactions"] = "interactions"
+    tables: tuple[Table, ...] = ("interactions",)
+    labelled = False
     output: Literal["ranking"] = "ranking"
-    heads: dict[str, Head] = {"encoder": "embedding", "causal": "embedding"}  # noqa: RUF012
     metrics = ("ndcg@10", "hr@10", "recall@20", "mrr@10")
     monitor = "ndcg@10"
-    labels: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+
+    def reads(self, config: NextItemSettings) -> Reads:
+        """Contexts and candidates apart, or the item after the history."""
+        return "towers" if config.score_by == "towers" else "pairs"
+
+    def head(self, config: NextItemSettings, kind: str) -> Head | None:
+        """A vector on every base; a likelihood on causal ones."""
+        if config.score_by == "towers":
+            return "embedding"
+        return "likelihood" if kind == "causal" else None
+
+    def labels(self, config: NextItemSettings, head: Head, catalogue: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG002
+        """None: a vector has no labels."""
+        return ()
 
     def batch(
         self,
@@ -57,6 +81,8 @@ class NextItem:
         rng: np.random.Generator,
     ) -> Batch:
         """The batch of some histories, each with one of its targets, drawn anew each time."""
+        if config.score_by == "likelihood":
+            return self._written(config, records, rows, items, rng)
         examples = []
         for row in rows.tolist():
             start, stop = records.offsets[row], records.offsets[row + 1]
@@ -70,23 +96,57 @@ class NextItem:
         correction = _log_popularity(records, batch, len(items))
         return Batch(batch.texts, {**batch.arrays, "correction": correction}, len(rows))
 
+    def _written(
+        self,
+        config: NextItemSettings,
+        records: Records,
+        rows: np.ndarray,
+        items: Sequence[str],
+        rng: np.random.Generator,
+    ) -> Batch:
+        """Each history with the text of one of its targets; arrays: `text`, the place of each example's text, (B,)."""
+        bounds = [(int(records.offsets[row]), int(records.offsets[row + 1])) for row in rows]
+        targets = [items[records.items[rng.integers(start, stop)]] for start, stop in bounds]
+        pairs = list(zip(self.contexts(config, records, rows, items), targets, strict=True))
+        places = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
+        return Batch(list(places), {"text": np.array([places[pair] for pair in pairs])}, len(rows))  # type: ignore[arg-type]
+
     def needs_base(self, config: NextItemSettings) -> bool:
         """Whether the loss has an anchor."""
-        return config.anchor > 0
+        return config.score_by == "towers" and config.anchor > 0
 
     def loss(self, config: NextItemSettings, outputs: Tensor, batch: Batch, base: Tensor | None = None) -> Tensor:
-        """See `contrastive_loss`."""
-        return contrastive_loss(outputs, batch, config, base, batch.arrays.get("correction"))
+        """See `contrastive_loss`; of a likelihood the mean over tokens of -log p."""
+        if config.score_by == "towers":
+            return contrastive_loss(outputs, batch, config, base, batch.arrays.get("correction"))
+        chosen = outputs[batch.arrays["text"]]  # (B, 2)
+        return -chosen[:, 0].sum() / chosen[:, 1].sum()
 
     def contexts(
         self, config: NextItemSettings, records: Records, rows: np.ndarray, items: Sequence[str]
     ) -> list[Text]:
-        """The histories."""
-        return [config.query_prompt + history_text(records, int(row), items, config.history_items) for row in rows]
+        """The histories; before an item that is to be written, oldest first: the newest stand next to it."""
+        if config.score_by == "towers":
+            return [config.query_prompt + history_text(records, int(row), items, config.history_items) for row in rows]
+        texts = [history_text(records, int(row), items, config.history_items, newest_first=False) for row in rows]
+        return [config.before + text + config.after for text in texts]
 
     def candidates(self, config: NextItemSettings, items: Sequence[str]) -> list[Text]:
         """The items."""
-        return [config.item_prompt + text for text in items]
+        return [config.item_prompt + text if config.score_by == "towers" else text for text in items]
+
+    def pairs(self, config: NextItemSettings, records: Records, rows: np.ndarray, items: Sequence[str]) -> list[Text]:
+        """Each history with each of its candidates after it."""
+        bodies = self.contexts(config, records, rows, items)
+        return [
+            (str(body), items[item])
+            for body, row in zip(bodies, rows, strict=True)
+            for item in records.items[records.offsets[row] : records.offsets[row + 1]]
+        ]
+
+    def scores(self, config: NextItemSettings, outputs: np.ndarray) -> np.ndarray:  # noqa: ARG002
+        """Log p of each item, (P,)."""
+        return outputs[:, 0]
 
 
 def _log_popularity(records: Records, batch: Batch, n_items: int) -> np.ndarray:

@@ -15,13 +15,13 @@ from pydantic import Field
 
 from recft.registry import Refusal
 from recft.schema import TaskSettings
-from recft.tasks._base import Batch, Head, Text
+from recft.tasks._base import Batch, Head, Reads, Text
 from recft.tasks._history import history_text
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from recft.data.store import Records
+    from recft.data.store import Records, Table
 
 __all__ = ["MEMBER"]
 
@@ -53,12 +53,11 @@ class Purchase:
 
     Config = PurchaseSettings
     summary = "will this user take this item: one text, yes or no"
-    table: Literal["interactions"] = "interactions"
+    tables: tuple[Table, ...] = ("interactions",)
+    labelled = True
     output: Literal["labels"] = "labels"
-    heads: dict[str, Head] = {"encoder": "classifier", "causal": "answers"}  # noqa: RUF012
     metrics = ("auc", "gauc", "log_loss", "accuracy", "precision", "recall", "f1")
     monitor = "auc"
-    labels = ("yes", "no")
     refusals: tuple[Refusal, ...] = (
         Refusal(
             when={"task.name": "purchase", "data.interactions.rating": None},
@@ -67,6 +66,18 @@ class Purchase:
             fix="name the column in data.interactions.rating, or leave task.liked_from out",
         ),
     )
+
+    def reads(self, config: PurchaseSettings) -> Reads:  # noqa: ARG002
+        """History and candidate together."""
+        return "pairs"
+
+    def head(self, config: PurchaseSettings, kind: str) -> Head:  # noqa: ARG002
+        """A new head on an encoder, the answer tokens on a causal base."""
+        return "classifier" if kind == "encoder" else "answers"
+
+    def labels(self, config: PurchaseSettings, head: Head, catalogue: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG002
+        """Yes and no; of a new head the logit of yes."""
+        return ("yes", "no") if head == "answers" else ("yes",)
 
     def batch(
         self,
@@ -121,7 +132,7 @@ class Purchase:
             for pair in range(int(records.offsets[row]), int(records.offsets[row + 1]))
         ]
 
-    def scores(self, outputs: np.ndarray) -> np.ndarray:
+    def scores(self, config: PurchaseSettings, outputs: np.ndarray) -> np.ndarray:  # noqa: ARG002
         """The probability of yes, (P,)."""
         logits = outputs[:, 0] - outputs[:, 1] if outputs.shape[1] == 2 else outputs[:, 0]
         return 1.0 / (1.0 + np.exp(-np.clip(logits.astype(np.float64), -60, 60)))

@@ -15,13 +15,13 @@ import numpy as np
 from pydantic import Field
 
 from recft.registry import Refusal
-from recft.tasks._base import Batch, Head, Text
+from recft.tasks._base import Batch, Head, Reads, Text
 from recft.tasks._towers import Column, TowerSettings, contrastive_loss, tower_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from recft.data.store import Records
+    from recft.data.store import Records, Table
 
 __all__ = ["MEMBER"]
 
@@ -40,13 +40,24 @@ class Retrieval:
 
     Config = RetrievalSettings
     summary = "query -> product: two towers, graded and in-batch negatives"
-    table: Literal["queries"] = "queries"
+    tables: tuple[Table, ...] = ("queries", "texts")
+    labelled = False
     output: Literal["ranking"] = "ranking"
-    heads: dict[str, Head] = {"encoder": "embedding", "causal": "embedding"}  # noqa: RUF012
     metrics = ("ndcg@10", "mrr@10", "recall@100")
     monitor = "ndcg@10"
-    labels: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+
+    def reads(self, config: RetrievalSettings) -> Reads:  # noqa: ARG002
+        """Contexts and candidates apart."""
+        return "towers"
+
+    def head(self, config: RetrievalSettings, kind: str) -> Head:  # noqa: ARG002
+        """A vector on every base."""
+        return "embedding"
+
+    def labels(self, config: RetrievalSettings, head: Head, catalogue: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG002
+        """None: a vector has no labels."""
+        return ()
 
     def batch(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +19,27 @@ from recft import registry
 from recft.errors import ModelError, RecipeError, problem
 from recft.methods._base import SAVED_PREFIX, Attached, Plan
 from recft.models.base import Base, compute_dtype, config_of, device_of, kind_of, load_base, tokenizer_of
-from recft.models.text_model import Serving, TextModel, label_tokens
+from recft.models.text_model import Serving, TextModel, chunks_by_length, label_tokens, padded
+from recft.models.tokens import Tokens, tokenize
 from recft.recipe import Recipe
-from recft.run import atomic_folder, read_json, write_json
+from recft.run import RunFolder, atomic_folder, read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Tuned", "check", "facts_of", "load_adapter", "new", "open_adapter", "save_adapter", "save_tensors"]
+__all__ = [
+    "Tuned",
+    "check",
+    "facts_of",
+    "load_adapter",
+    "new",
+    "open_adapter",
+    "read_servings",
+    "save_adapter",
+    "save_tensors",
+    "servings_of",
+    "write_servings",
+]
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -40,6 +54,7 @@ class Tuned:
         attached: the adapter.
         heads: parameters of a new head, by name in the base; empty where the task needs none.
         base_heads: the same head as it was tuned on the frozen base alone: what the `base` row scores with.
+        views: the same model as each task of the run sees it, by task.
     """
 
     model: TextModel
@@ -47,6 +62,11 @@ class Tuned:
     attached: Attached
     heads: Mapping[str, nn.Parameter]
     base_heads: dict[str, Tensor]
+    views: Mapping[str, TextModel]
+
+    def of(self, task: str) -> Tuned:
+        """The same, with the model as that task sees it."""
+        return dataclasses.replace(self, model=self.views[task])
 
     @contextlib.contextmanager
     def as_base(self) -> Iterator[None]:
@@ -75,16 +95,23 @@ def facts_of(recipe: Recipe) -> dict[str, object]:
         "kind": kind,
         "architecture": config.model_type,
         "device": device_of().type,
-        "head": task.heads.get(kind),
+        "head": task.head(recipe.task, kind),
+        "reads": task.reads(recipe.task),
     }
 
 
 def check(recipe: Recipe) -> dict[str, object]:
-    """The facts of a recipe whose parts can work together; nothing is loaded.
+    """The facts of a recipe whose parts can work together (of several tasks: the first's); nothing is loaded.
 
     Raises:
         RecipeError: a member refuses the combination, with its reason.
     """
+    every = [_checked(part) for part in recipe.parts()]
+    _carrier([str(facts["head"]) for facts in every], str(every[0]["kind"]))
+    return every[0]
+
+
+def _checked(recipe: Recipe) -> dict[str, object]:
     facts = facts_of(recipe)
     method = registry.load("recft.methods", recipe.method.name)
     task = registry.load("recft.tasks", recipe.task.name)
@@ -103,13 +130,63 @@ def check(recipe: Recipe) -> dict[str, object]:
     return facts
 
 
-def serving_of(recipe: Recipe, kind: str, tokenizer: PreTrainedTokenizerBase) -> Serving:
-    """How this recipe's model turns text into numbers."""
-    task = registry.load("recft.tasks", recipe.task.name)
-    head = task.heads[kind]
+def _carrier(heads: Sequence[str], kind: str) -> str:
+    """The head whose transformers class holds the weights of all of these.
+
+    Raises:
+        RecipeError: there is no such class.
+    """
+    wanted = {"answers" if head == "likelihood" else head for head in heads} - {"embedding"}
+    if len(wanted) > 1:
+        raise RecipeError(
+            problem(
+                "tasks",
+                f"{' and '.join(sorted(set(heads)))} on one {kind} base",
+                "one model has a new head or its vocabulary, not both",
+                "tune these tasks in runs of their own",
+            )
+        )
+    return next((head for head in heads if head != "embedding"), "embedding")
+
+
+def servings_of(
+    parts: Sequence[tuple[Recipe, Sequence[str]]], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Serving]:
+    """How the model of a run turns each task's texts into numbers, by task.
+
+    Args:
+        parts: each task's recipe, and the ids of its catalogue (of a classification, the classes).
+        tokenizer: the base's.
+    """
+    kind = str(facts_of(parts[0][0])["kind"])
+    heads, widths, labels = [], [], []
+    for recipe, catalogue in parts:
+        task = registry.load("recft.tasks", recipe.task.name)
+        heads.append(str(task.head(recipe.task, kind)))
+        labels.append(tuple(task.labels(recipe.task, heads[-1], catalogue)))
+        widths.append(len(labels[-1]) if heads[-1] == "classifier" else 0)
+    starts = np.cumsum([0, *widths])
+    found = {}
+    for place, (recipe, _) in enumerate(parts):
+        own = range(int(starts[place]), int(starts[place + 1]))
+        found[recipe.task.name] = dataclasses.replace(
+            _serving(recipe, kind, heads[place], labels[place], tokenizer),
+            carrier=_carrier(heads, kind),
+            n_outputs=max(1, int(starts[-1])),
+            columns=tuple(own) if len(own) < int(starts[-1]) else (),
+        )
+    return found
+
+
+def _serving(
+    recipe: Recipe, kind: str, head: str, labels: tuple[str, ...], tokenizer: PreTrainedTokenizerBase
+) -> Serving:
     wanted = getattr(recipe.task, "pooling", "auto")
     pooling = wanted if wanted != "auto" else ("mean" if kind == "encoder" else "last")
     answers = getattr(recipe.task, "answers", ()) if head == "answers" else ()
+    chat = bool(getattr(recipe.task, "chat", False))
+    if head == "likelihood":
+        _check_tokenizer(recipe, tokenizer, chat)
     return Serving(
         task=recipe.task.name,
         kind=kind,
@@ -117,54 +194,88 @@ def serving_of(recipe: Recipe, kind: str, tokenizer: PreTrainedTokenizerBase) ->
         pooling=pooling if head == "embedding" else "none",
         normalize=head == "embedding",
         max_tokens=recipe.tune.max_tokens,
-        labels=task.labels,
+        labels=labels,
         label_ids=label_tokens(tokenizer, answers) if answers else (),
-        temperature=getattr(recipe.task, "temperature", 1.0),
+        temperature=getattr(recipe.task, "temperature", 1.0) if head == "embedding" else 1.0,
+        chat=chat,
     )
 
 
-def new(recipe: Recipe, total_steps: int, texts: Sequence[Any], device: torch.device) -> Tuned:
+def _check_tokenizer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, chat: bool) -> None:
+    """Nothing, where the tokenizer can close a reply and, where asked, write a chat.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            problem(
+                "model.base", f"'{recipe.model.base}' has no end token", "a reply has an end", "choose another base"
+            )
+        )
+    if chat and not tokenizer.chat_template:
+        raise ModelError(
+            problem(
+                "task.chat",
+                f"'{recipe.model.base}' has no chat template",
+                "a chat is written as the base knows it",
+                "choose a chat model, or set task.chat: false",
+            )
+        )
+
+
+def new(
+    recipe: Recipe, servings: Mapping[str, Serving], total_steps: int, texts: Sequence[Any], device: torch.device
+) -> Tuned:
     """A fresh base with a new adapter.
 
     Args:
         recipe: checked already.
+        servings: from `servings_of`.
         total_steps: optimizer steps to come.
-        texts: some training texts, for initialisation from data.
+        texts: some training texts of the first task, for initialisation from data.
         device: where the model goes.
     """
-    from recft.models.text_model import chunks_by_length, padded, tokenize
-
-    facts = facts_of(recipe)
     tokenizer = tokenizer_of(recipe.model)
-    serving = serving_of(recipe, str(facts["kind"]), tokenizer)
+    serving = servings[recipe.task.name]
     dtype = compute_dtype(recipe.model.compute_dtype, device)
-    base = load_base(recipe.model, serving.head, device, dtype, recipe.seed)
-    tokens = tokenize(tokenizer, texts, serving.max_tokens)
+    base = load_base(recipe.model, serving.carrier, device, dtype, recipe.seed, serving.n_outputs)
+    tokens = serving.tokens(tokenizer, texts)
     pad_id = int(tokenizer.pad_token_id or 0)
+
+    def ready(some: Sequence[Tokens], rows: np.ndarray) -> dict[str, Tensor]:
+        batch = padded(some, rows, pad_id, device, serving.max_tokens)
+        batch.pop("tail_mask", None)  # the base itself knows nothing of it
+        return batch
 
     def together(some: Sequence[str]) -> dict[str, Tensor]:
         found = tokenize(tokenizer, some, serving.max_tokens)
-        return padded(found, np.arange(len(found)), pad_id, device, serving.max_tokens)
+        return ready(found, np.arange(len(found)))
 
-    plan = Plan(
-        kind=serving.kind,
-        base=recipe.model.base,
-        total_steps=total_steps,
-        dropout=recipe.tune.dropout,
-        seed=recipe.seed,
-        samples=[
-            padded(tokens, rows, pad_id, device, serving.max_tokens) for rows in chunks_by_length(tokens, 4096, 64)
-        ],
-        tokenize=together,
+    plan = _plan(recipe, serving, total_steps)
+    plan = dataclasses.replace(
+        plan, samples=[ready(tokens, rows) for rows in chunks_by_length(tokens, 4096, 64)], tokenize=together
     )
     attached = registry.load("recft.methods", recipe.method.name).attach(base.model, recipe.method, plan)
     if recipe.tune.gradient_checkpointing:
         # The other, reentrant kind wants inputs with gradients, which a frozen base has not.
         base.model.activation_checkpointing_enable({"use_reentrant": False})
-    return _tuned(base, serving, tokenizer, attached)
+    return _tuned(base, servings, recipe.task.name, tokenizer, attached)
 
 
-def _tuned(base: Base, serving: Serving, tokenizer: PreTrainedTokenizerBase, attached: Attached) -> Tuned:
+def _plan(recipe: Recipe, serving: Serving, total_steps: int) -> Plan:
+    return Plan(
+        kind=serving.kind,
+        base=recipe.model.base,
+        total_steps=total_steps,
+        dropout=recipe.tune.dropout,
+        seed=recipe.seed,
+    )
+
+
+def _tuned(
+    base: Base, servings: Mapping[str, Serving], task: str, tokenizer: PreTrainedTokenizerBase, attached: Attached
+) -> Tuned:
     heads = {}
     parameters = dict(base.model.named_parameters())
     for name in base.new_parameters:
@@ -173,7 +284,8 @@ def _tuned(base: Base, serving: Serving, tokenizer: PreTrainedTokenizerBase, att
         parameters[name].requires_grad_(True)
         heads[name] = parameters[name]
     _float_inputs(base, heads)
-    return Tuned(TextModel(base.model, serving), tokenizer, attached, heads, {})
+    views = {name: TextModel(base.model, serving) for name, serving in servings.items()}
+    return Tuned(views[task], tokenizer, attached, heads, {}, views)
 
 
 def _float_inputs(base: Base, heads: Mapping[str, nn.Parameter]) -> None:
@@ -182,31 +294,51 @@ def _float_inputs(base: Base, heads: Mapping[str, nn.Parameter]) -> None:
         base.model.get_submodule(name).register_forward_pre_hook(lambda _module, args: (args[0].float(), *args[1:]))
 
 
+def write_servings(path: Path, servings: Mapping[str, Serving]) -> None:
+    """Writes how texts become numbers, by task; `read_servings` reads it back."""
+    write_json(path, {name: serving.to_json() for name, serving in servings.items()})
+
+
+def read_servings(folder: Path) -> dict[str, Serving]:
+    """How the texts of a run's tasks become numbers, by task.
+
+    Raises:
+        ModelError: the run has not been tuned.
+    """
+    path = RunFolder(folder).serving
+    if not path.is_file():
+        raise ModelError(
+            problem(str(path), "is missing", "a tuned run says how it is served", "run `recft tune` first")
+        )
+    return {name: Serving.from_json(value) for name, value in read_json(path).items()}
+
+
 def open_adapter(
     recipe: Recipe, folder: Path, device: torch.device | None = None, base: Base | None = None, total_steps: int = 0
 ) -> Tuned:
-    """The saved adapter over its base; `base` where another than the recipe's own is wanted (float32, say).
+    """The saved adapter over its base, as the model of the recipe's (first) task.
+
+    Args:
+        recipe: the run's.
+        folder: the run's adapter.
+        device: where the model goes; this machine's where absent.
+        base: where another than the recipe's own is wanted (float32, say).
+        total_steps: optimizer steps of the run.
 
     Raises:
         ModelError: the folder is not whole, or does not fit the base.
     """
     device = device or device_of()
     config, _ = load_adapter(folder)
-    facts = facts_of(recipe)
     tokenizer = tokenizer_of(recipe.model)
-    serving = serving_of(recipe, str(facts["kind"]), tokenizer)
+    servings = read_servings(folder.parent)
+    serving = servings[recipe.task.name]
     if base is None:
         dtype = compute_dtype(recipe.model.compute_dtype, device)
-        base = load_base(recipe.model, serving.head, device, dtype, recipe.seed)
-    plan = Plan(
-        kind=serving.kind,
-        base=recipe.model.base,
-        total_steps=total_steps,
-        dropout=recipe.tune.dropout,
-        seed=recipe.seed,
-    )
+        base = load_base(recipe.model, serving.carrier, device, dtype, recipe.seed, serving.n_outputs)
+    plan = _plan(recipe, serving, total_steps)
     attached = registry.load("recft.methods", recipe.method.name).restore(base.model, config, plan)
-    tuned = _tuned(base, serving, tokenizer, attached)
+    tuned = _tuned(base, servings, recipe.task.name, tokenizer, attached)
     read_adapter_into(tuned, folder)
     return tuned
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -27,7 +27,9 @@ from recft.tasks._base import Batch
 from recft.training import checkpoint, memory, optimizer
 from recft.training.assemble import Tuned
 from recft.training.checkpoint import Progress
+from recft.training.mixing import Order, Part, epoch_steps
 from recft.training.schedule import learning_rate
+from recft.training.served import Served
 from recft.training.signals import Waiting
 from recft.training.step import CHUNK_TOKENS, Gradients, Ranks, Sums, gradients
 from recft.training.track import Track
@@ -62,10 +64,7 @@ class Job:
     Attributes:
         tuned: the model.
         parameters: what trains, by name.
-        n_examples: examples of an epoch.
-        batch: example numbers and a generator -> a batch.
-        loss: outputs (N, K), their batch, the untuned base's outputs or None -> the mean loss.
-        needs_base: whether the loss wants the untuned base's outputs.
+        parts: its tasks.
         settings: the optimization.
         seed: of order, draws and dropout.
         accelerator: the processes and the device.
@@ -79,14 +78,11 @@ class Job:
 
     tuned: Tuned
     parameters: Mapping[str, nn.Parameter]
-    n_examples: int
-    batch: Callable[[np.ndarray, np.random.Generator], Batch]
-    loss: Callable[[Tensor, Batch, Tensor | None], Tensor]
+    parts: Sequence[Part]
     settings: TuneSettings
     seed: int
     accelerator: Accelerator
     own: bool = True
-    needs_base: bool = False
     evaluation: Evaluation | None = None
     folder: RunFolder | None = None
     fingerprint: str = ""
@@ -95,8 +91,8 @@ class Job:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of one pass over the examples."""
-        return math.ceil(self.n_examples / self.settings.batch_size)
+        """Optimizer steps of one pass over the examples of all tasks."""
+        return epoch_steps([part.n_examples for part in self.parts], self.settings.batch_size)
 
     @property
     def is_main(self) -> bool:
@@ -104,9 +100,9 @@ class Job:
         return bool(self.accelerator.is_main_process)
 
 
-def total_steps(settings: TuneSettings, n_examples: int) -> int:
-    """Optimizer steps of a run."""
-    wanted = math.ceil(settings.epochs * math.ceil(n_examples / settings.batch_size))
+def total_steps(settings: TuneSettings, sizes: Sequence[int]) -> int:
+    """Optimizer steps of a run over so many examples of each task."""
+    wanted = math.ceil(settings.epochs * epoch_steps(sizes, settings.batch_size))
     return max(1, min(wanted, settings.max_steps or wanted))
 
 
@@ -143,7 +139,8 @@ class _Loop:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.total = total_steps(job.settings, job.n_examples)
+        self.total = total_steps(job.settings, [part.n_examples for part in job.parts])
+        self.order = Order(job.parts, job.settings.batch_size, self.total, job.seed)
         self.warmup = round(job.settings.warmup_share * self.total)
         model = job.tuned.model
         self.device = model.device
@@ -159,9 +156,7 @@ class _Loop:
         self.progress = Progress(
             micro_batch=micro, fingerprint=job.fingerprint, loss_scale=FIRST_LOSS_SCALE if self.scaled else 1.0
         )
-        decay = job.settings.average
-        self.average = {name: tensor.detach().clone() for name, tensor in job.parameters.items()} if decay else {}
-        self.start = {name: tensor.detach().clone() for name, tensor in job.parameters.items()} if self._bends else {}
+        self.served = Served(job.parameters, job.settings.average, job.settings.interpolate if job.own else 1.0)
         self.track = Track(job.folder if job.is_main else None, job.listen if job.is_main else silent, self.total)
         self.checked = False
 
@@ -171,8 +166,9 @@ class _Loop:
         """One optimizer step on the next batch."""
         job, step = self.job, self.progress.step
         started = time.perf_counter()
-        batch = job.batch(self._rows(step), np.random.default_rng([job.seed, 1, step]))
-        sums = self._gradients(batch, step)
+        part, rows = self.order.at(step)
+        batch = part.batch(rows, np.random.default_rng([job.seed, 1, step]))
+        sums = self._gradients(part, batch, step)
         rate = learning_rate(step, self.total, job.settings.learning_rate, self.warmup, job.settings.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -182,36 +178,29 @@ class _Loop:
             self.optimizer.step()
             if job.own:
                 job.tuned.attached.after_backward(step)
-            self._update_average()
+            self.served.update(step)
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
         seconds = time.perf_counter() - started
         self.progress.seconds += seconds
         self.track.add(sums.loss, batch.n_examples, sums.n_tokens, seconds, rate)
 
-    def _rows(self, step: int) -> np.ndarray:
-        """The examples of a step: each epoch is a new order of all examples."""
-        epoch, place = divmod(step, self.job.steps_per_epoch)
-        order = np.random.default_rng([self.job.seed, 0, epoch]).permutation(self.job.n_examples)
-        size = self.job.settings.batch_size
-        return order[place * size : (place + 1) * size]
-
-    def _gradients(self, batch: Batch, step: int) -> Sums:
+    def _gradients(self, part: Part, batch: Batch, step: int) -> Sums:
         """The step's gradients; the micro batch is halved until they fit in memory, the step stays the same."""
         job = self.job
         work = Gradients(
-            model=job.tuned.model,
+            model=part.model,
             tokenizer=job.tuned.tokenizer,
             penalty=job.tuned.attached.penalty if job.own else lambda: None,
             ranks=cast("Ranks", job.accelerator),
             seed=(job.seed * 1_000_003 + step) * 65_537 % 2**62,
             loss_scale=self.progress.loss_scale,
         )
-        base = self._base_outputs(batch) if job.needs_base else None
+        base = self._base_outputs(part, batch) if part.needs_base else None
         while True:
             try:
                 sums = gradients(
-                    work, batch.texts, lambda outputs: job.loss(outputs, batch, base), self.progress.micro_batch
+                    work, batch.texts, lambda outputs: part.loss(outputs, batch, base), self.progress.micro_batch
                 )
                 break
             except (RuntimeError, MemoryError) as error:
@@ -222,7 +211,7 @@ class _Loop:
         self._sum_over_ranks()
         return sums
 
-    def _base_outputs(self, batch: Batch) -> Tensor:
+    def _base_outputs(self, part: Part, batch: Batch) -> Tensor:
         """The untuned base's outputs for a batch, (N, K).
 
         Computed anew each step, all texts together: an output kept from another batch may differ in its last bits,
@@ -231,7 +220,7 @@ class _Loop:
         tuned = self.job.tuned
         tuned.model.eval()
         with tuned.as_base():
-            outputs = encode(tuned.model, tuned.tokenizer, batch.texts, CHUNK_TOKENS)
+            outputs = encode(part.model, tuned.tokenizer, batch.texts, CHUNK_TOKENS)
         tuned.model.train()
         return torch.as_tensor(outputs, device=self.device)
 
@@ -301,46 +290,6 @@ class _Loop:
             )
         return True
 
-    # -- what is served ---------------------------------------------------------------------------------------------
-
-    @property
-    def _bends(self) -> bool:
-        return self.job.own and self.job.settings.interpolate < 1
-
-    def _update_average(self) -> None:
-        if not self.average:
-            return
-        # The bias of the first steps is taken out by a decay that grows to its value.
-        decay = min(self.job.settings.average, (1 + self.progress.step) / (10 + self.progress.step))
-        with torch.no_grad():
-            for name, parameter in self.job.parameters.items():
-                self.average[name].lerp_(parameter, 1 - decay)
-                # What the method has switched off, an exact zero, must not come back through its past.
-                self.average[name].masked_fill_(parameter == 0, 0.0)
-
-    def _served_values(self) -> dict[str, Tensor]:
-        """What is served in the parameters' place: their running average, drawn back towards the start."""
-        values = {name: self.average.get(name, parameter) for name, parameter in self.job.parameters.items()}
-        share = self.job.settings.interpolate
-        if self._bends:
-            values = {name: torch.lerp(self.start[name], value, share) for name, value in values.items()}
-        return {name: value.detach().clone() for name, value in values.items()}
-
-    @contextlib.contextmanager
-    def _served(self) -> Iterator[None]:
-        """Within it the parameters are those that are served."""
-        kept = {name: parameter.detach().clone() for name, parameter in self.job.parameters.items()}
-        self._put(self._served_values())
-        try:
-            yield
-        finally:
-            self._put(kept)
-
-    def _put(self, values: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, value in values.items():
-                self.job.parameters[name].copy_(value)
-
     # -- after a step -----------------------------------------------------------------------------------------------
 
     def after_step(self) -> None:
@@ -361,7 +310,7 @@ class _Loop:
         if evaluation is None:
             return
         model = self.job.tuned.model
-        with self._served():
+        with self.served.in_place():
             model.eval()
             score = evaluation.score()
             model.train()
@@ -386,7 +335,7 @@ class _Loop:
         tensors, self.progress.optimizer = optimizer.state_of(self.optimizer, job.parameters)
         state: dict[str, Tensor] = {f"parameter/{name}": tensor for name, tensor in job.parameters.items()}
         state |= {f"optimizer/{name}": tensor for name, tensor in tensors.items()}
-        state |= {f"average/{name}": tensor for name, tensor in self.average.items()}
+        state |= {f"average/{name}": tensor for name, tensor in self.served.average.items()}
         state |= {f"method/{name}": tensor for name, tensor in job.tuned.attached.state().items()}
         checkpoint.save(job.folder.checkpoints, self.progress, state)
 
@@ -406,7 +355,7 @@ class _Loop:
             with torch.no_grad():
                 for name, parameter in job.parameters.items():
                     parameter.copy_(groups["parameter"][name])
-                for name, value in self.average.items():
+                for name, value in self.served.average.items():
                     value.copy_(groups["average"][name])
             optimizer.load_state(self.optimizer, job.parameters, groups["optimizer"], self.progress.optimizer)
             self.checked = self.progress.step > 0
@@ -414,7 +363,7 @@ class _Loop:
 
     def finish(self) -> None:
         """Leaves in the parameters what is served."""
-        self._put(self._served_values())
+        self.served.put(self.served.values())
 
 
 def _undefined(metric: str) -> TuneError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +20,7 @@ __all__ = ["begin", "versions"]
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "numpy", "polars")
 
 
-def begin(recipe: Recipe, card: Mapping[str, Any], base: str) -> dict[str, Any]:
+def begin(recipe: Recipe, data: str, base: str) -> dict[str, Any]:
     """The manifest of a run that begins now."""
     return {
         "name": recipe.name,
@@ -32,7 +31,7 @@ def begin(recipe: Recipe, card: Mapping[str, Any], base: str) -> dict[str, Any]:
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "hashes": {
             "recipe": hash_bytes(recipe.to_yaml().encode()),
-            "data": card["data_sha256"],
+            "data": data,
             "base": base,
         },
     }

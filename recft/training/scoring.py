@@ -1,4 +1,4 @@
-"""What a function of texts scores on a split: the same for the base, the tuned model, and an exported one."""
+"""What scores a split: a model, an exported one or a classic row, all as systems that meet the same exam."""
 
 from __future__ import annotations
 
@@ -9,15 +9,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recft import registry
+from recft.errors import ModelError, problem
 from recft.metrics import _base as metrics
-from recft.metrics._ranks import concat, ranks_of, ranks_of_pairs
+from recft.metrics._ranks import concat, gains, ranks_of, ranks_of_pairs
 from recft.schema import EvalSettings, TaskSettings
 from recft.tasks._base import Task, Text
 
 if TYPE_CHECKING:
     from recft.data.store import Records
 
-__all__ = ["Encode", "Exam", "Scored", "few_records", "score_model", "score_rows"]
+__all__ = [
+    "Encode",
+    "Exam",
+    "Scored",
+    "System",
+    "classic_system",
+    "corrected",
+    "few_records",
+    "model_system",
+    "score",
+    "score_model",
+]
 
 Encode = Callable[[Sequence[Text]], np.ndarray]
 """Texts -> (N, K) float32."""
@@ -36,7 +48,9 @@ class Exam:
         records: the split.
         items: texts of the catalogue by item number.
         names: metrics, such as `ndcg@10`.
-        settings: candidates and masks.
+        settings: gain and masks.
+        candidates: `all`, `judged` or `sampled N`: what rankings are of.
+        popularity: training events of each item, (N,); for metrics of lists.
         top: how many items of each ranking are kept for people to read.
     """
 
@@ -46,7 +60,37 @@ class Exam:
     items: Sequence[str]
     names: tuple[str, ...]
     settings: EvalSettings
+    candidates: str = "all"
+    popularity: np.ndarray | None = None
     top: int = 20
+
+
+@dataclass(frozen=True)
+class System:
+    """What scores the records of an exam.
+
+    Attributes:
+        block: rows (B,) -> the score of every item, (B, N); of classes their probabilities. None where a system scores
+            the records' own pairs alone.
+        pairs: rows (B,) -> the score of the rows' own pairs, in order, (P,); of a likelihood (P, 2).
+        probabilities: whether scores mean what they say: probabilities or numbers, not only an order.
+        invalid: how many outputs of each record were no item of the catalogue, (R,), where the system writes freely.
+    """
+
+    block: Callable[[np.ndarray], np.ndarray] | None
+    pairs: Callable[[np.ndarray], np.ndarray]
+    probabilities: bool = True
+    invalid: np.ndarray | None = None
+
+
+def corrected(system: System, correct: Callable[[np.ndarray], np.ndarray]) -> System:
+    """The system with its probabilities corrected."""
+    block = system.block
+    return replace(
+        system,
+        block=None if block is None else lambda rows: correct(block(rows)),
+        pairs=lambda rows: correct(system.pairs(rows)),
+    )
 
 
 @dataclass(frozen=True)
@@ -56,7 +100,10 @@ class Scored:
     Attributes:
         values: metric -> score.
         per_record: metric -> score of each record, (R,), NaN where undefined (rankings).
-        labels: scored pairs (yes or no).
+        labels: scored pairs (all but rankings).
+        probabilities: whether their scores mean what they say.
+        pairs: which of the records' pairs each of them is.
+        ranks: where relevant items stand (rankings).
         n: records (or pairs) that count.
         left_out: records without a relevant candidate, or users with one class.
         top: item numbers of each record's first places, (R, k), -1 beyond its candidates (full rankings).
@@ -66,6 +113,9 @@ class Scored:
     values: dict[str, float]
     per_record: dict[str, np.ndarray] = field(default_factory=dict)
     labels: metrics.Labels | None = None
+    probabilities: bool = True
+    pairs: np.ndarray | None = None
+    ranks: metrics.Ranks | None = None
     n: int = 0
     left_out: int = 0
     top: np.ndarray | None = None
@@ -74,79 +124,185 @@ class Scored:
 
 def few_records(exam: Exam, most: int) -> Exam:
     """The exam on at most so many records, spread over the split."""
-    records = exam.records
-    if len(records) <= most:
+    if len(exam.records) <= most:
         return exam
-    chosen = np.linspace(0, len(records) - 1, most).round().astype(int)
-    spans = [np.arange(records.offsets[row], records.offsets[row + 1]) for row in chosen]
-    pairs = np.concatenate(spans)
-    part = replace(
-        records,
-        keys=[records.keys[row] for row in chosen],
-        queries=None if records.queries is None else [records.queries[row] for row in chosen],
-        users=None if records.users is None else records.users[chosen],
-        starts=None if records.starts is None else records.starts[chosen],
-        cuts=None if records.cuts is None else records.cuts[chosen],
-        times=None if records.times is None else records.times[chosen],
-        offsets=np.cumsum([0, *(len(span) for span in spans)]),
-        items=records.items[pairs],
-        grades=records.grades[pairs],
-    )
-    return replace(exam, records=part)
+    chosen = np.linspace(0, len(exam.records) - 1, most).round().astype(int)
+    return replace(exam, records=exam.records.take(chosen))
+
+
+def model_system(exam: Exam, encode: Encode) -> System:
+    """A model as a system; all its outputs are computed here, so that it may change afterwards."""
+    task, config, records = exam.task, exam.config, exam.records
+    rows, reads = np.arange(len(records)), exam.task.reads(exam.config)
+    if reads == "contexts":
+        found = task.scores(config, encode(task.contexts(config, records, rows, exam.items)))  # (R, C)
+        return System(lambda part: found[part], lambda part: _own(records, part, found[part]))
+    if reads == "pairs" and (task.output != "ranking" or exam.candidates == "judged"):
+        own = task.scores(config, encode(task.pairs(config, records, rows, exam.items)))  # (P,) or (P, 2)
+        return System(None, lambda part: own[places(records, part)])
+    if reads == "pairs" and hasattr(encode, "catalogue"):
+        return _written(exam, encode)
+    if reads == "pairs":
+        every = np.stack([_every(exam, encode, int(row)) for row in rows])  # (R, N)
+        return System(lambda part: every[part], lambda part: _own(records, part, every[part]))
+    contexts = encode(task.contexts(config, records, rows, exam.items))  # (R, D)
+    if exam.candidates == "judged":
+        used, place = np.unique(records.items, return_inverse=True)
+        vectors = encode(task.candidates(config, [exam.items[item] for item in used]))[place]  # (P, D)
+        owners = np.repeat(rows, np.diff(records.offsets))
+        products = np.einsum("pd,pd->p", contexts[owners], vectors)
+        return System(None, lambda part: products[places(records, part)])
+    catalogue = encode(task.candidates(config, exam.items))  # (N, D)
+
+    def block(part: np.ndarray) -> np.ndarray:
+        found: np.ndarray = contexts[part] @ catalogue.T
+        return found
+
+    return System(block, lambda part: _own(records, part, block(part)))
+
+
+def _written(exam: Exam, encoder: Any) -> System:
+    """A likelihood model's scores of the whole catalogue: exact, or of what a beam search writes."""
+    records, n_items = exam.records, len(exam.items)
+    bodies = exam.task.contexts(exam.config, records, np.arange(len(records)), exam.items)
+    tails = exam.task.candidates(exam.config, exam.items)
+    way, _, beams = exam.settings.decoding.partition(" ")
+    if way == "exact":
+        every = encoder.catalogue(bodies, tails)  # (R, N)
+        return System(lambda part: every[part], lambda part: _own(records, part, every[part]))
+    items, scores = encoder.generated(bodies, tails, int(beams), way == "free")  # (R, beams)
+
+    def block(part: np.ndarray) -> np.ndarray:
+        found = np.full((len(part), n_items + 2), -np.inf, np.float32)
+        # -1 and -2, no item and an invalid one, land in the two last columns.
+        np.put_along_axis(found, items[part], scores[part], axis=1)
+        return found[:, :n_items]
+
+    invalid = (items == -2).sum(axis=1) if way == "free" else None
+    return System(block, lambda part: _own(records, part, block(part)), invalid=invalid)
+
+
+def _every(exam: Exam, encode: Encode, row: int) -> np.ndarray:
+    """The score of every item for one record, read together with it, (N,)."""
+    alone = exam.records.take(np.array([row])).with_every(len(exam.items))
+    texts = exam.task.pairs(exam.config, alone, np.zeros(1, int), exam.items)
+    found = exam.task.scores(exam.config, encode(texts))
+    return np.asarray(found[:, 0] if found.ndim == 2 else found, np.float32)
+
+
+def classic_system(
+    exam: Exam, scores: Callable[[Records, np.ndarray], np.ndarray], probabilities: bool = False
+) -> System:
+    """A classic row as a system: `scores` gives every item's score for some rows, (B, N)."""
+
+    def block(part: np.ndarray) -> np.ndarray:
+        return np.asarray(scores(exam.records, part), np.float32)
+
+    def pairs(part: np.ndarray) -> np.ndarray:
+        blocks = [_own(exam.records, some, block(some)) for some in _blocks(part, len(exam.items))]
+        return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+
+    return System(block, pairs, probabilities)
+
+
+def places(records: Records, rows: np.ndarray) -> np.ndarray:
+    """The places of the rows' own pairs, in order."""
+    sizes = np.diff(records.offsets)[rows]
+    starts = records.offsets[rows] - np.r_[0, np.cumsum(sizes)[:-1]] if len(rows) else np.zeros(0, int)
+    found: np.ndarray = np.arange(sizes.sum()) + np.repeat(starts, sizes)
+    return found
+
+
+def _own(records: Records, rows: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """The scores of the rows' own pairs from those of every item."""
+    owners = np.repeat(np.arange(len(rows)), np.diff(records.offsets)[rows])
+    found: np.ndarray = block[owners, records.items[places(records, rows)]]
+    return found
+
+
+def _blocks(rows: np.ndarray, n_items: int) -> list[np.ndarray]:
+    size = max(1, BLOCK_SCORES // max(n_items, 1))
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def score_model(exam: Exam, encode: Encode) -> Scored:
     """What a model scores."""
-    if exam.task.output == "labels":
-        rows = np.arange(len(exam.records))
-        outputs = encode(exam.task.pairs(exam.config, exam.records, rows, exam.items))
-        return _labelled(exam, exam.task.scores(outputs))
+    return score(exam, model_system(exam, encode))
+
+
+def score(exam: Exam, system: System) -> Scored:
+    """What a system scores."""
     rows = np.arange(len(exam.records))
-    contexts = encode(exam.task.contexts(exam.config, exam.records, rows, exam.items))  # (R, D)
-    if exam.settings.candidates == "judged":
-        used, place = np.unique(exam.records.items, return_inverse=True)
-        vectors = encode(exam.task.candidates(exam.config, [exam.items[item] for item in used]))[place]  # (P, D)
-        owners = np.repeat(rows, np.diff(exam.records.offsets))
-        return _judged(exam, np.einsum("pd,pd->p", contexts[owners], vectors))
-    catalogue = encode(exam.task.candidates(exam.config, exam.items))  # (N, D)
-    return _ranked(exam, lambda part: contexts[part] @ catalogue.T)
+    if exam.task.output == "ranking":
+        return _of_pairs(exam, system.pairs(rows)) if exam.candidates == "judged" else _of_blocks(exam, system)
+    if exam.task.output == "classes":
+        assert system.block is not None  # noqa: S101  # what reads contexts has one
+        right = _right(exam.records)
+        truth = exam.records.items[right].astype(np.int64)
+        return _labelled(exam, system.block(rows), truth, right, system.probabilities)
+    found, every = system.pairs(rows), np.arange(len(exam.records.items))
+    if exam.task.output == "likelihood":
+        right = np.flatnonzero(exam.records.grades > 0)
+        return _labelled(exam, found[right, 0], found[right, 1], right, True)
+    truth = exam.records.grades if exam.task.output == "values" else (exam.records.grades > 0).astype(np.int64)
+    return _labelled(exam, found, truth, every, system.probabilities)
 
 
-def score_rows(exam: Exam, scores: Callable[[Records, np.ndarray], np.ndarray]) -> Scored:
-    """What a classic baseline scores: (records, rows) -> (B, N)."""
-    if exam.task.output == "ranking" and exam.settings.candidates == "all":
-        return _ranked(exam, lambda part: scores(exam.records, part))
-    pairs = np.empty(len(exam.records.items), np.float32)
-    offsets = exam.records.offsets
-    for part in _blocks(len(exam.records), len(exam.items)):
-        block = scores(exam.records, part)
-        owners = np.repeat(np.arange(len(part)), np.diff(offsets)[part])
-        here = slice(offsets[part[0]], offsets[part[-1] + 1])
-        pairs[here] = block[owners, exam.records.items[here]]
-    return _labelled(exam, pairs, are_probabilities=False) if exam.task.output == "labels" else _judged(exam, pairs)
+def _right(records: Records) -> np.ndarray:
+    """The pair of each record's right class, (R,)."""
+    right = np.flatnonzero(records.grades > 0)
+    owners = np.searchsorted(records.offsets, right, side="right") - 1
+    return right[np.unique(owners, return_index=True)[1]]
 
 
-def _blocks(n_records: int, n_items: int) -> list[np.ndarray]:
-    size = max(1, BLOCK_SCORES // max(n_items, 1))
-    return [np.arange(start, min(start + size, n_records)) for start in range(0, n_records, size)]
-
-
-def _ranked(exam: Exam, scores: Callable[[np.ndarray], np.ndarray]) -> Scored:
-    """Full rankings, a block of records at a time."""
-    records, parts = exam.records, []
-    depth = min(exam.top, len(exam.items))
+def _of_blocks(exam: Exam, system: System) -> Scored:
+    """Rankings of the catalogue, a block of records at a time."""
+    assert system.block is not None  # noqa: S101  # the exam asks for all items
+    records, parts, judged = exam.records, [], []
+    depth = min(max(exam.top, metrics.depth(exam.names)), len(exam.items))
     top = np.full((len(records), depth), -1, np.int32)
     top_scores = np.full((len(records), depth), np.nan, np.float32)
-    for part in _blocks(len(records), len(exam.items)):
-        block = np.asarray(scores(part), np.float32)
-        excluded = np.zeros(block.shape, bool) if exam.settings.mask_history else None
-        if excluded is not None:
-            for row, record in enumerate(part):
-                excluded[row, records.history(int(record))] = True
+    worth = gains(records.grades, exam.settings.gain)
+    wants_judged = any(_metric(name, "ranking").of_judged for name in exam.names)
+    for part in _blocks(np.arange(len(records)), len(exam.items)):
+        block = np.asarray(system.block(part), np.float32)
+        excluded = _excluded(exam, part)
         offsets = records.offsets[part[0] : part[-1] + 2]
-        parts.append(ranks_of(block, offsets, records.items, records.grades, excluded))
+        parts.append(ranks_of(block, offsets, records.items, worth, excluded))
+        if wants_judged:
+            judged.append(ranks_of(block, offsets, records.items, np.ones(len(worth)), excluded))
         top[part], top_scores[part] = _best(block, excluded, depth)
-    return _of_ranks(exam, concat(parts), top, top_scores)
+    if system.invalid is not None:
+        top = _with_invalid(top, system.invalid)
+    return _of_ranks(exam, concat(parts), concat(judged) if wants_judged else None, top, top_scores)
+
+
+def _excluded(exam: Exam, part: np.ndarray) -> np.ndarray | None:
+    """Which items are no candidates of these records, (B, N)."""
+    records, n_items = exam.records, len(exam.items)
+    excluded = None
+    if exam.candidates.startswith("sampled"):
+        wanted = min(int(exam.candidates.split()[1]), n_items)
+        excluded = np.ones((len(part), n_items), bool)
+        for row, record in enumerate(part):
+            # By the record alone, so that every system meets the same candidates.
+            drawn = np.random.default_rng([int(record), 3]).permutation(n_items)[:wanted]
+            excluded[row, drawn] = False
+            excluded[row, records.items[records.offsets[record] : records.offsets[record + 1]]] = False
+    if exam.settings.mask_history:
+        excluded = np.zeros((len(part), n_items), bool) if excluded is None else excluded
+        for row, record in enumerate(part):
+            excluded[row, records.history(int(record))] = True
+    return excluded
+
+
+def _with_invalid(top: np.ndarray, invalid: np.ndarray) -> np.ndarray:
+    """The lists with a mark for every output that was no item, after those that were."""
+    marked = top.copy()
+    for row, count in enumerate(invalid.tolist()):
+        empty = np.flatnonzero(marked[row] == -1)[:count]
+        marked[row, empty] = -2
+    return marked
 
 
 def _best(scores: np.ndarray, excluded: np.ndarray | None, depth: int) -> tuple[np.ndarray, np.ndarray]:
@@ -159,45 +315,112 @@ def _best(scores: np.ndarray, excluded: np.ndarray | None, depth: int) -> tuple[
     return np.where(np.isneginf(values), -1, best), values
 
 
-def _judged(exam: Exam, scores: np.ndarray) -> Scored:
-    return _of_ranks(exam, ranks_of_pairs(scores, exam.records.grades, exam.records.offsets))
+def _of_pairs(exam: Exam, scores: np.ndarray) -> Scored:
+    """Rankings of each record's own candidates."""
+    records = exam.records
+    scores = scores[:, 0] if scores.ndim == 2 else scores
+    ranks = ranks_of_pairs(scores, gains(records.grades, exam.settings.gain), records.offsets)
+    judged = ranks_of_pairs(scores, np.ones(len(scores)), records.offsets)
+    owners = np.repeat(np.arange(len(records)), np.diff(records.offsets))
+    order = np.lexsort((records.items, -scores, owners))
+    place = np.arange(len(order)) - records.offsets[owners]
+    depth = max(exam.top, metrics.depth(exam.names))
+    top = np.full((len(records), depth), -1, np.int32)
+    top_scores = np.full((len(records), depth), np.nan, np.float32)
+    shown = place < depth
+    top[owners[shown], place[shown]] = records.items[order[shown]]
+    top_scores[owners[shown], place[shown]] = scores[order[shown]]
+    return _of_ranks(exam, ranks, judged, top, top_scores)
 
 
 def _of_ranks(
-    exam: Exam, ranks: metrics.Ranks, top: np.ndarray | None = None, top_scores: np.ndarray | None = None
+    exam: Exam, ranks: metrics.Ranks, judged: metrics.Ranks | None, top: np.ndarray, top_scores: np.ndarray
 ) -> Scored:
-    per_record = {}
-    for expression in exam.names:
-        name, cutoff = metrics.parse(expression, "ranking")
-        metric: metrics.Metric = registry.load(metrics.PACKAGE, name)
-        assert metric.ranking is not None  # noqa: S101  # parse has seen to it
-        per_record[expression] = metric.ranking(ranks, cutoff)
+    values, per_record = ranking_values(exam, ranks, judged, top)
     n = int((ranks.n_relevant > 0).sum())
-    values = {name: metrics.mean(scores)[0] for name, scores in per_record.items()}
-    return Scored(values, per_record, None, n, len(ranks) - n, top, top_scores)
+    return Scored(values, per_record, ranks=ranks, n=n, left_out=len(ranks) - n, top=top, top_scores=top_scores)
 
 
-def _labelled(exam: Exam, scores: np.ndarray, are_probabilities: bool = True) -> Scored:
-    records = exam.records
-    owners = np.repeat(np.arange(len(records)), np.diff(records.offsets))
-    clusters = np.unique(np.asarray(records.keys, dtype=object).astype(str), return_inverse=True)[1]
-    labels = metrics.Labels(
-        scores.astype(np.float64), (records.grades > 0).astype(np.int64), clusters[owners].astype(np.int64)
-    )
+def ranking_values(
+    exam: Exam, ranks: metrics.Ranks, judged: metrics.Ranks | None, top: np.ndarray | None
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """The exam's metrics of a ranking: over all records, and of each record where a metric has such a score.
+
+    Metrics of judged items or of lists are left out where these are not given.
+    """
     values: dict[str, float] = {}
+    per_record: dict[str, np.ndarray] = {}
+    popularity = np.zeros(len(exam.items), np.int64) if exam.popularity is None else exam.popularity
+    for expression in exam.names:
+        cutoff = metrics.parse(expression, "ranking")[1]
+        metric = _metric(expression, "ranking")
+        found: np.ndarray | float
+        if metric.ranking is not None:
+            chosen = judged if metric.of_judged else ranks
+            if chosen is None:
+                continue
+            found = metric.ranking(chosen, cutoff)
+        elif top is not None:
+            assert metric.lists is not None  # noqa: S101  # parse has seen to it
+            found = metric.lists(metrics.Lists(top, popularity, exam.items), cutoff)
+        else:
+            continue
+        if isinstance(found, np.ndarray):
+            per_record[expression] = found
+            values[expression] = metrics.mean(found)[0]
+        else:
+            values[expression] = float(found)
+    return values, per_record
+
+
+def _metric(expression: str, output: metrics.Output) -> metrics.Metric:
+    found: metrics.Metric = registry.load(metrics.PACKAGE, metrics.parse(expression, output)[0])
+    return found
+
+
+def _labelled(exam: Exam, scores: np.ndarray, truth: np.ndarray, pairs: np.ndarray, probabilities: bool) -> Scored:
+    owners = np.searchsorted(exam.records.offsets, pairs, side="right") - 1
+    clusters = np.unique(np.asarray(exam.records.keys, dtype=object).astype(str), return_inverse=True)[1]
+    labels = metrics.Labels(scores.astype(np.float64), truth, clusters[owners].astype(np.int64))
+    values = label_values(exam, labels, probabilities)
     left_out = 0
     for expression in exam.names:
-        metric = pointwise(expression)
+        count = pointwise(expression, exam.task.output).left_out
+        left_out = count(labels) if count is not None else left_out
+    return Scored(values, labels=labels, probabilities=probabilities, pairs=pairs, n=len(labels), left_out=left_out)
+
+
+def label_values(exam: Exam, labels: metrics.Labels, probabilities: bool = True) -> dict[str, float]:
+    """The exam's metrics over scored pairs; NaN for those that want probabilities where there are none."""
+    values: dict[str, float] = {}
+    for expression in exam.names:
+        metric = pointwise(expression, exam.task.output)
         assert metric.pointwise is not None  # noqa: S101  # parse has seen to it
-        if metric.needs_probabilities and not are_probabilities:
+        if metric.needs_probabilities and not probabilities:
             values[expression] = np.nan
-            continue
-        values[expression] = metric.pointwise(labels, np.ones(len(scores)))
-        if metric.left_out is not None:
-            left_out = metric.left_out(labels)
-    return Scored(values, labels=labels, n=len(scores), left_out=left_out)
+        else:
+            values[expression] = metric.pointwise(labels, np.ones(len(labels)))
+    return values
 
 
-def pointwise(expression: str) -> Any:
+def pointwise(expression: str, output: str = "labels") -> Any:
     """The metric object of a pointwise expression."""
-    return registry.load(metrics.PACKAGE, metrics.parse(expression, "labels")[0])
+    return registry.load(metrics.PACKAGE, metrics.parse(expression, output)[0])  # type: ignore[arg-type]
+
+
+def need_block(exam: Exam, system: System) -> Callable[[np.ndarray], np.ndarray]:
+    """The system's scores of every item.
+
+    Raises:
+        ModelError: it scores the records' own candidates alone.
+    """
+    if system.block is None:
+        raise ModelError(
+            problem(
+                "eval.candidates",
+                f"{exam.candidates}",
+                "this needs the score of every item",
+                "set eval.candidates: all",
+            )
+        )
+    return system.block

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recft.models.text_model import TextModel, chunks_by_length, padded, tokenize
+from recft.models.text_model import TextModel, chunks_by_length, padded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,7 +77,7 @@ def gradients(
         loss: (N, K) outputs -> scalar.
         micro_batch: how many texts may have a graph at a time.
     """
-    tokens = tokenize(work.tokenizer, texts, work.model.serving.max_tokens)
+    tokens = work.model.serving.tokens(work.tokenizer, texts)
     chunks = chunks_by_length(tokens, CHUNK_TOKENS, most_rows=micro_batch)
     n_tokens = sum(len(row["input_ids"]) for row in tokens)
     pad_id = int(work.tokenizer.pad_token_id or 0)

@@ -167,7 +167,7 @@ def test_a_failed_gate_leaves_with_3_and_still_shows_and_writes_everything(run: 
     assert json.loads((tmp_path / "r.json").read_text())["gates"][1] == failed
     suite = ElementTree.parse(tmp_path / "gates.xml").getroot()[0]
     assert suite.attrib["failures"] == "1"
-    assert suite[1][0].attrib["message"] == failed["line"]
+    assert suite.findall("testcase")[1][0].attrib["message"] == failed["line"]
 
 
 def test_json_to_stdout_takes_the_table_s_place(run: Run, verb: Any, tmp_path: Path) -> None:
@@ -218,22 +218,50 @@ def test_recommend_takes_a_query_a_history_or_a_user(run: Run, verb: Any, tmp_pa
     assert code == 0
     listen = noted["options"].pop("listen")
     assert callable(listen)
-    assert noted["options"] == {"query": None, "history": ["1", "2", "3"], "user": None, "top": 2}
+    assert noted["options"] == {"query": None, "history": ["1", "2", "3"], "user": None, "top": 2, "explain": 0}
     assert out.index("保温瓶") < out.index("mug")
     assert run("recommend", tmp_path, "--query", "mug", "--json", "-")[1].startswith("[")
     assert noted["options"]["query"] == "mug"
+
+
+def test_recommend_says_why(run: Run, verb: Any, tmp_path: Path) -> None:
+    word = {"kind": "word", "text": "保温", "effect": -0.25, "start": 0, "end": 2, "item": "7", "title": "mug"}
+    item = {"kind": "item", "text": "mug, blue", "effect": 0.5, "start": 0, "end": 9, "item": "7", "title": "mug"}
+    still = word | {"text": "still", "effect": 0.0}
+    why = {"method": "leave-one-out", "effect": "score of the whole - score without", "parts": [item, word, still]}
+    places = [
+        {"rank": 1, "item": "42", "score": 0.9, "title": "flask", "explanation": why},
+        {"rank": 2, "item": "7", "score": 0.5, "title": "mug", "explanation": why | {"parts": [still]}},
+        {"rank": 3, "item": "8", "score": 0.4, "title": "pan"},
+    ]
+    noted = verb("recommend", places)
+    code, out, err = run("recommend", tmp_path, "--history", "7", "--explain", "--json", tmp_path / "why.json")
+    assert code == 0, err
+    assert noted["options"]["explain"] == 3
+    first, second = out.split("why ")[1:]
+    assert first.startswith("1. flask")
+    assert [line.split(maxsplit=2) for line in first.splitlines()[2:4]] == [
+        ["+0.5000", "item", "mug (7)"],
+        ["-0.2500", "word", "保温 (in mug)"],
+    ]
+    assert "leave-one-out: score of the whole" in first
+    assert second.startswith("2. mug")
+    assert "no part moves the score" in second
+    assert "still" not in out
+    assert json.loads((tmp_path / "why.json").read_text(encoding="utf-8")) == places
 
 
 @pytest.mark.parametrize(
     "words",
     [
         [],
+        ["--input", "a.csv", "--out", "b.parquet", "--explain"],
         ["--query", "a", "--user", "b"],
         ["--input", "a.csv"],
         ["--query", "a", "--out", "b.parquet"],
         ["--query", "a", "--top", "0"],
     ],
-    ids=["nothing", "two", "input without out", "out without input", "no place"],
+    ids=["nothing", "many explained", "two", "input without out", "out without input", "no place"],
 )
 def test_recommend_refuses_what_is_unclear(run: Run, verb: Any, words: list[str]) -> None:
     noted = verb("recommend", [])

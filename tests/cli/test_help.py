@@ -21,7 +21,7 @@ OPTIONS = {
     "eval": ["RUN", "--split", "--gate", "--reference", "--json", "--junit"],
     "export": ["RUN", "--to", "--out", "--onto", "--force"],
     "verify": ["DIR"],
-    "recommend": ["RUN_OR_EXPORT", "--query", "--history", "--user", "--input", "--out", "--top"],
+    "recommend": ["RUN_OR_EXPORT", "--query", "--history", "--user", "--input", "--out", "--top", "--explain"],
     "compare": ["RUN...", "--split"],
     "methods": [],
     "tasks": [],

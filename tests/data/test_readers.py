@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from recft.data.interactions import read_interactions
@@ -17,7 +18,7 @@ from recft.data.ledger import Ledger
 from recft.data.store import Log
 from recft.errors import DataError
 from recft.run import silent
-from recft.schema import DataSettings
+from recft.schema import DataSettings, InteractionsTable
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def items_of(put: Put, content: str | bytes = ITEMS, on_error: str = "stop", **d
             **data,
         }
     )
-    with Ledger(settings.on_error, Path(settings.items.path).parent / "quarantine.jsonl") as ledger:
+    with Ledger(settings.on_error, Path(put("q", "")).parent / "quarantine.jsonl") as ledger:
         return read_items(settings, ledger), ledger
 
 
@@ -60,7 +61,7 @@ def log_of(put: Put, rows: str, on_error: str = "stop", **table: Any) -> tuple[L
     )
     assert settings.interactions is not None
     with Ledger(settings.on_error, Path(path).parent / "quarantine.jsonl") as ledger:
-        log, users = read_interactions(settings.interactions, catalogue, ledger, silent)
+        log, users, _ = read_interactions(settings.interactions, catalogue, ledger, silent)
     return log, users, ledger
 
 
@@ -251,6 +252,96 @@ def test_grades_within_a_declared_range(put: Put) -> None:
     _, ledger = judged(put, "desk,b,3\nred,a,4\n", queries={"grade_range": (0, 3)})
     with pytest.raises(DataError, match=r"row 3, g: '4' \(rule: a grade within 0 to 3\)"):
         ledger.settle()
+
+
+def test_grades_written_as_words(put: Put) -> None:
+    words = {"grade_map": {"exact": 3, "substitute": 2, "不相关": 0}}
+    judgements, ledger = judged(put, "red,a,exact\nred,b,不相关\ndesk,b,substitute\n", queries=words)
+    assert judgements.grades.tolist() == [3, 0, 2]
+    assert not ledger.by_rule
+    _, ledger = judged(put, "red,a,exact\nred,b,exat\ndesk,b,9\nlamp,a,\n", queries=words)
+    with pytest.raises(DataError) as error:
+        ledger.settle()
+    for part in (
+        "queries.csv row 3, g: \"exat. Did you mean 'exact'?\" (rule: a word of grade_map: exact, substitute, 不相关)",
+        "queries.csv row 4, g: '9.'",
+        "queries.csv row 5, g: (empty)",
+        "3 × queries.csv: g: a word of grade_map",
+    ):
+        assert part in str(error.value)
+
+
+def test_grade_words_of_two_tables_and_their_range(put: Put) -> None:
+    catalogue, _ = items_of(put)
+    settings = {
+        "queries": {
+            "path": put("q.csv", "n,text,lang\n1,red,en\n2,椅子,zh\n"),
+            "id": "n",
+            "query": "text",
+            "columns": ["lang"],
+        },
+        "grades": {
+            "path": put("g.csv", "n,item,g\n2,a,E\n1,b,I\n1,a,X\n"),
+            "query": "n",
+            "item": "item",
+            "grade": "g",
+            "grade_map": {"E": 3, "I": 0, "X": 9},
+            "grade_range": (0, 3),
+        },
+    }
+    with Ledger("quarantine", Path(put("q", "")).parent / "quarantine.jsonl") as ledger:
+        judgements = read_judgements(DataSettings.model_validate(settings), catalogue, ledger)
+    assert (judgements.keys, judgements.grades.tolist()) == (["椅子", "red"], [3, 0])
+    assert judgements.columns == {"lang": ["zh", "en"]}
+    assert list(ledger.by_rule) == ["g.csv: g: a grade within 0 to 3"]
+
+
+def test_columns_of_judgements_are_of_a_query_s_first_row(put: Put) -> None:
+    columns = {"columns": ["g", "i"]}
+    judgements, _ = judged(put, "red,a,3\nred,b,1\ndesk,b,\nlamp,b,0\n", queries=columns, on_error="quarantine")
+    assert judgements.columns == {"g": ["3", "0"], "i": ["a", "b"]}
+
+
+def test_a_table_s_own_names_do_not_clash_with_ours(put: Put) -> None:
+    catalogue, _ = items_of(put)
+    path = put("queries.csv", "value,__item,moment\nred,a,3\ndesk,b,0\n")
+    table = {"path": path, "query": "value", "item": "__item", "grade": "moment"}
+    with Ledger("stop", Path(path).parent / "quarantine.jsonl") as ledger, pytest.raises(DataError, match="__item"):
+        read_judgements(DataSettings.model_validate({"queries": table}), catalogue, ledger)
+    path = put("queries.csv", "value,item_number,moment\nred,a,3\ndesk,b,0\n")
+    table = {"path": path, "query": "value", "item": "item_number", "grade": "moment"}
+    with Ledger("stop", Path(path).parent / "quarantine.jsonl") as ledger:
+        judgements = read_judgements(DataSettings.model_validate({"queries": table}), catalogue, ledger)
+    assert (judgements.queries, judgements.items.tolist(), judgements.grades.tolist()) == (
+        ["red", "desk"],
+        [0, 1],
+        [3, 0],
+    )
+
+
+def test_columns_kept_of_events(put: Put) -> None:
+    catalogue, _ = items_of(put)
+    path = put("log.csv", "u,i,t,channel,country\nv,b,200,app,\nu,a,300,网页,de\nv,a,100,web,fr\nu,a,300,网页,de\n")
+    table = InteractionsTable(path=path, user="u", item="i", time="t", columns=("channel", "country"))
+    with Ledger("stop", Path(path).parent / "quarantine.jsonl") as ledger:
+        log, users, kept = read_interactions(table, catalogue, ledger, silent)
+    assert users == ["v", "u"] and log.times.tolist() == [100, 200, 300]
+    told = {name: [column.values[code] for code in column.codes.tolist()] for name, column in kept.items()}
+    assert told == {"channel": ["web", "app", "网页"], "country": ["fr", "", "de"]}
+
+
+def test_attributes_are_told_with_their_names_and_columns_are_kept(put: Put) -> None:
+    table = {"id": "id", "text": ["title"], "attributes": ["colour", "brand {x}"], "columns": ["brand {x}", "title"]}
+    content = "id,title,colour,brand {x}\na,Apple,red  green,ＡＣＭＥ\nb,面包,,\nc,,,oak\n"
+    catalogue, ledger = items_of(put, content, items={**table, "path": put("items.csv", content)})
+    assert catalogue.frame["text"].to_list() == ["Apple, colour: red green, brand {x}: ＡＣＭＥ", "面包"]
+    assert catalogue.frame["column:brand {x}"].to_list() == ["ＡＣＭＥ", ""]
+    assert catalogue.frame["column:title"].to_list() == ["Apple", "面包"]
+    assert catalogue.fields == ("title", "colour", "brand {x}")
+    # Attributes alone are no text: what an item is comes from its text columns.
+    assert list(ledger.by_rule) == ["items.csv: title: every item needs text in one of its text columns"]
+    more = catalogue.with_field("more", pl.Series([None, "fresh"], dtype=pl.String))
+    assert more.frame["text"].to_list()[1] == "面包, fresh" and more.fields[-1] == "more"
 
 
 def test_queries_and_grades_in_two_tables(put: Put) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ def a_folder(folder: Path, records: Records, table: str) -> Store:
     items = pl.DataFrame({"id": ["a", "b", "c"], "text": ["A", "B", "C"], "title": ["A", "B", "C"]})
     items.write_parquet(folder / "items.parquet")
     if table == "interactions":
-        pl.DataFrame({"id": ["u", "v"]}).write_parquet(folder / "users.parquet")
+        pl.DataFrame({"id": ["u", "v"], "text": ["", "老客户"]}).write_parquet(folder / "users.parquet")
         log = {"user": [0, 0, 0, 1, 1], "item": [0, 1, 2, 2, 0]}
         pl.DataFrame(log, schema={"user": pl.Int32, "item": pl.Int32}).with_columns(
             pl.Series("time", [1, 2, 3, 1, 2], pl.Int64), pl.Series("rating", [1, 2, 3, 4, 5], pl.Float32)
@@ -62,6 +63,24 @@ def test_queries_come_back_and_so_does_nothing(tmp_path: Path) -> None:
     none = Records([], [], None, None, None, None, np.zeros(1, np.int64), pairs[:0], grades[:0])
     back = a_folder(tmp_path / "none", none, "queries").records("test")
     assert len(back) == 0 and back.items.dtype == np.int32 and back.grades.dtype == np.float32
+
+
+def test_columns_kept_for_slices_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_RECORDS_A_CHUNK", 1)
+    pairs, grades = np.array([2, 1], np.int32), np.array([1, 1], np.float32)
+    columns = {"语言": ["zh", ""], "query": ["a", "b"]}
+    records = Records(["x", "y"], ["X", "Y"], None, None, None, None, np.arange(3), pairs, grades, columns=columns)
+    back = a_folder(tmp_path / "texts", records, "texts")
+    assert back.table == "texts" and back.log is None and back.user_texts == []
+    assert back.records("test").columns == columns and back.records("test").queries == ["X", "Y"]
+    assert back.item_columns == back.user_columns == {}
+    users, starts, cuts = np.array([0, 1], np.int32), np.array([0, 3]), np.array([2, 4])
+    of_events = Records(["u", "v"], None, users, starts, cuts, np.array([3, 2]), np.arange(3), pairs, grades)
+    store = a_folder(tmp_path / "events", replace(of_events, columns=columns), "interactions")
+    assert store.records("train").columns == columns and store.user_texts == ["", "老客户"]
+    items = pl.read_parquet(tmp_path / "events" / "items.parquet")
+    items.with_columns(pl.lit("ＡＣＭＥ").alias("column:brand")).write_parquet(tmp_path / "events" / "items.parquet")
+    assert Store.open(tmp_path / "events").item_columns == {"brand": ["ＡＣＭＥ"] * 3}
 
 
 def test_a_folder_that_is_not_whole_is_refused(tmp_path: Path) -> None:

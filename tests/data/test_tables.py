@@ -10,6 +10,7 @@ import json
 import lzma
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -192,6 +193,27 @@ def test_a_missing_file_names_the_nearest(put: Put, tmp_path: Path) -> None:
         read(tmp_path / "product.csv", "id")
     with pytest.raises(DataError, match="is a folder"):
         read(tmp_path, "id")
+
+
+def test_lists_and_objects_come_as_json_where_they_are_asked_for(put: Put, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"m": [{"role": "user", "content": "嗨, 👋"}], "v": ["a", "b"]},
+        {"m": "[1]", "v": None},
+    ]
+    path = put("t.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    expected = [(1, '[{"role":"user","content":"嗨, 👋"}]', "a, b"), (2, "[1]", None)]
+    (frame,) = batches(path, ["m", "v"], "data.texts", nested=["m"])
+    assert frame.select("row", "m", "v").rows() == expected
+    pl.DataFrame({"m": [rows[0]["m"], None], "v": [["a", "b"], None]}).write_parquet(tmp_path / "t.parquet")
+    (frame,) = batches(tmp_path / "t.parquet", ["m", "v"], "data.texts", nested=["m", "v"])
+    assert frame["m"].to_list() == [expected[0][1]]  # a row without any value is none
+    assert frame["v"].to_list() == ['["a","b"]']
+
+
+@pytest.mark.parametrize("name", ["row", "flaw", "__place"])
+def test_names_of_our_own_are_refused(put: Put, name: str) -> None:
+    with pytest.raises(DataError, match=f"data.items: t.csv has a column '{name}'.*rename the column"):
+        read(put("t.csv", f"id,{name}\n1,2\n".encode()), "id", name)
 
 
 def test_a_separator_of_ones_own(put: Put) -> None:

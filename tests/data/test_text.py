@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recft.data import text as module
-from recft.data.text import normalise, words
+from recft.data.text import first_words, normalise, words
 
 
 def test_doctests() -> None:
@@ -89,3 +89,31 @@ def test_a_han_run_has_one_pair_less_than_characters(text: str) -> None:
 @given(st.text(alphabet=st.characters(min_codepoint=0x21, max_codepoint=0x7E)))
 def test_full_width_reads_as_half_width(text: str) -> None:
     assert words("".join(chr(ord(character) + 0xFEE0) for character in text)) == words(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "n", "start"),
+    [
+        ("", 3, ""),
+        ("one two three", 2, "one two"),
+        ("one  two, three!", 3, "one  two, three!"),
+        ("one-two", 1, "one-"),
+        ("one (two)", 1, "one"),
+        ("红色连衣裙", 2, "红色连"),
+        ("好 红色连衣裙", 1, "好"),
+        ("👗 dress", 0, "👗"),
+        ("字" * 1_000_000, 3, "字字字字"),
+        ("x" * 1_000_000 + " y", 1, "x" * 1_000_000),
+    ],
+)
+def test_the_first_words_of_a_text(text: str, n: int, start: str) -> None:
+    assert first_words(text, n) == start
+
+
+@given(st.text(max_size=60), st.integers(0, 8))
+def test_first_words_are_a_start_within_the_budget(text: str, n: int) -> None:
+    start = first_words(text, n)
+    assert text.startswith(start)
+    assert len(words(start)) <= n
+    if len(words(text)) <= n:
+        assert start == text

@@ -16,7 +16,8 @@ from recft import registry
 from recft.exports._base import Source
 from recft.methods._base import SAVED_PREFIX, Plan
 from recft.models.base import kind_of, tokenizer_of
-from recft.models.text_model import Serving, Text, TextModel, cut, encode, label_tokens
+from recft.models.text_model import Serving, TextModel, encode, label_tokens
+from recft.models.tokens import Text, cut
 from recft.models.weights import float32_base, weight_of
 from recft.schema import ModelSettings
 

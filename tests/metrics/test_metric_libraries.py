@@ -10,7 +10,7 @@ import sklearn.metrics
 from recft import registry
 from recft.metrics import gauc
 from recft.metrics._base import Labels
-from recft.metrics._ranks import ranks_of_pairs
+from recft.metrics._ranks import gains, ranks_of, ranks_of_pairs
 
 R, C = 40, 30
 
@@ -69,6 +69,31 @@ def test_mrr_at_a_cutoff(table: tuple[np.ndarray, np.ndarray]) -> None:
     whole = trec(table, "recip_rank")
     found = registry.load("recft.metrics", "mrr").ranking(ranks, 2)
     np.testing.assert_allclose(found, np.where(whole >= 0.5, whole, 0), rtol=1e-6)
+
+
+def test_exponential_gain_equals_scikit_learn(table: tuple[np.ndarray, np.ndarray]) -> None:
+    scores, grades = table
+    worth = gains(grades.ravel(), "exponential")
+    for cutoff in (5, None):
+        found = registry.load("recft.metrics", "ndcg").ranking(
+            ranks_of_pairs(scores.ravel(), worth, np.arange(R + 1) * C), cutoff
+        )
+        expected = sklearn.metrics.ndcg_score(worth.reshape(R, C), scores, k=cutoff)
+        assert found.mean() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("cutoff", [5, 20, 100])
+def test_judged_is_trec_evals_precision_of_being_judged(table: tuple[np.ndarray, np.ndarray], cutoff: int) -> None:
+    scores, _ = table
+    rng = np.random.default_rng(3)
+    judged = [np.sort(rng.choice(C, size=int(rng.integers(1, 15)), replace=False)) for _ in range(R)]
+    offsets = np.cumsum([0, *map(len, judged)])
+    ranks = ranks_of(scores, offsets, np.concatenate(judged), np.ones(offsets[-1]))
+    found = registry.load("recft.metrics", "judged").ranking(ranks, cutoff)
+    was_judged = np.zeros((R, C), dtype=np.int64)
+    for r, items in enumerate(judged):
+        was_judged[r, items] = 1
+    np.testing.assert_allclose(found, trec((scores, was_judged), f"P.{cutoff}"), rtol=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,15 @@ def test_parse(expression: str, expected: tuple[str, int | None]) -> None:
         ("recall@10", "labels", "write recall"),
         ("ndcg@10", "labels", "this task answers yes or no"),
         ("auc", "ranking", "this task ranks items"),
+        ("auc", "ranking", "coverage@10, "),
+        ("rmse", "labels", "rmse scores predicted numbers (rule: this task answers yes or no; fix: take one of acc"),
+        ("brier", "values", "brier scores yes-or-no answers or classes (rule: this task predicts numbers"),
+        ("rmse", "classes", "this task chooses among classes; fix: take one of accuracy, brier, ece, log-loss, macro"),
+        ("macro_f1@3", "classes", "macro-f1 of classes has none; fix: write macro-f1"),
+        ("perplexity", "values", "fix: take one of mae, rmse"),
+        ("rmse", "likelihood", "this task says how likely replies are; fix: take one of nll, perplexity"),
+        ("coverage", "ranking", "for example coverage@10"),
+        ("coverage@10", "labels", "coverage scores rankings"),
     ],
 )
 def test_mistakes(expression: str, output: object, said: str) -> None:
@@ -52,6 +61,16 @@ def test_mistakes(expression: str, output: object, said: str) -> None:
 def test_both_forms() -> None:
     assert parse("recall@10", "ranking") == ("recall", 10)
     assert parse("recall", "labels") == ("recall", None)
+
+
+def test_every_output() -> None:
+    assert parse("coverage@10", "ranking") == ("coverage", 10)
+    assert parse("invalid", "ranking") == ("invalid", None)
+    assert parse("judged@5", "ranking") == ("judged", 5)
+    assert parse("brier", "labels") == parse("brier", "classes") == ("brier", None)
+    assert parse("macro_f1", "classes") == ("macro-f1", None)
+    assert parse("rmse", "values") == ("rmse", None)
+    assert parse("nll", "likelihood") == ("nll", None)
 
 
 def test_mean_over_nothing() -> None:

@@ -12,27 +12,28 @@ from hypothesis import strategies as st
 from recft.errors import DataError, ModelError
 from recft.metrics import _ranks, ndcg
 from recft.metrics._base import Labels, Ranks
-from recft.metrics._ranks import concat, ranks_of, ranks_of_pairs
+from recft.metrics._ranks import concat, gains, ranks_of, ranks_of_pairs, restrict
 
 
 def same(a: Ranks, b: Ranks) -> None:
-    for name in ("offsets", "grades", "greater", "tied", "n_candidates"):
+    for name in ("offsets", "grades", "greater", "tied", "n_candidates", "pairs"):
         assert getattr(a, name).tolist() == getattr(b, name).tolist(), name
 
 
 def slow(scores: np.ndarray, offsets: np.ndarray, items: np.ndarray, grades: np.ndarray, excluded: np.ndarray) -> Ranks:
-    starts, kept, greater, tied, n_candidates = [0], [], [], [], []
+    starts, kept, greater, tied, n_candidates, pairs = [0], [], [], [], [], []
     for row in range(len(scores)):
         candidates = [c for c in range(scores.shape[1]) if not excluded[row, c]]
         for pair in range(offsets[row], offsets[row + 1]):
             if grades[pair] > 0 and items[pair] in candidates:
                 own = scores[row, items[pair]]
                 kept.append(grades[pair])
+                pairs.append(pair)
                 greater.append(sum(scores[row, c] > own for c in candidates))
                 tied.append(sum(scores[row, c] == own for c in candidates))
         starts.append(len(kept))
         n_candidates.append(len(candidates))
-    return Ranks(*(np.array(part) for part in (starts, kept, greater, tied, n_candidates)))
+    return Ranks(*(np.array(part) for part in (starts, kept, greater, tied, n_candidates, pairs)))
 
 
 @given(st.data())
@@ -52,6 +53,41 @@ def test_equals_counting_one_by_one(data: st.DataObject) -> None:
     same(ranks_of(scores, offsets, items, grades), slow(scores, offsets, items, grades, nothing))
     parts = [ranks_of(scores[r : r + 1], offsets[r : r + 2], items, grades, excluded[r : r + 1]) for r in range(n_rows)]
     same(concat(parts), expected)
+
+
+@given(st.data())
+def test_a_part_equals_counting_without_the_rest(data: st.DataObject) -> None:
+    n_rows, n_columns = data.draw(st.integers(0, 4)), data.draw(st.integers(1, 7))
+    n = n_rows * n_columns
+    drawn = data.draw(st.lists(st.sampled_from([-np.inf, 0.0, 0.5]), min_size=n, max_size=n))
+    scores = np.array(drawn, dtype=np.float32).reshape(n_rows, n_columns)
+    excluded = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)), dtype=bool).reshape(scores.shape)
+    rows = [data.draw(st.lists(st.integers(0, n_columns - 1), unique=True)) for _ in range(n_rows)]
+    items = np.array([item for row in rows for item in row], dtype=np.int32)
+    grades = np.array(data.draw(st.lists(st.sampled_from([0, 1, 2]), min_size=len(items), max_size=len(items))))
+    keep = np.array(data.draw(st.lists(st.booleans(), min_size=len(items), max_size=len(items))), dtype=bool)
+    offsets = np.cumsum([0, *map(len, rows)])
+    # Relevant items outside the part are excluded by hand; what is graded 0 stays a candidate.
+    by_hand = excluded.copy()
+    gone = (grades > 0) & ~keep
+    by_hand[np.repeat(np.arange(n_rows), np.diff(offsets))[gone], items[gone]] = True
+    expected = slow(scores, offsets, items, grades, by_hand)
+    same(restrict(ranks_of(scores, offsets, items, grades, excluded), keep), expected)
+
+
+def test_all_and_none_of_the_ranks() -> None:
+    ranks = ranks_of_pairs([0.9, 0.5, 0.5, 0.1], [1, 1, 0, 2])
+    same(restrict(ranks, np.ones(4, dtype=bool)), ranks)
+    none = restrict(ranks, np.zeros(4, dtype=bool))
+    assert (len(none), none.n_candidates.tolist()) == (1, [1])
+    assert np.isnan(ndcg.ranking(none, 10)).all()
+
+
+def test_gains() -> None:
+    grades = np.array([-1, 0, 0.5, 1, 4], dtype=np.float32)
+    assert gains(grades, "linear").tolist() == [-1, 0, 0.5, 1, 4]
+    assert gains(grades, "exponential").tolist() == pytest.approx([-0.5, 0, 2**0.5 - 1, 1, 15])
+    assert ((gains(grades, "exponential") > 0) == (grades > 0)).all()
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=5), max_size=4))

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from recft.errors import ModelError
 from recft.models.base import tokenizer_of
-from recft.models.text_model import Text, chunks_by_length, cut, label_tokens, padded, tokenize
+from recft.models.text_model import chunks_by_length, label_tokens, padded
+from recft.models.tokens import Text, cut, tokenize
 from recft.schema import ModelSettings
 
 TAIL = "item: red chair answer:"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from recft import registry
 from recft.data.store import Records
 from recft.models.base import tokenizer_of
-from recft.models.text_model import cut, tokenize
+from recft.models.tokens import cut, tokenize
 from recft.schema import ModelSettings
 
 GOLDEN = Path(__file__).with_name("prompts.json")
@@ -31,6 +32,15 @@ RECORDS = Records(
     log_times=np.arange(6),
     log_ratings=np.array([5, 2, 1, 4, 5, 3], np.float32),
 )
+ASKED = replace(
+    RECORDS,
+    queries=["红色 椅子?", '[{"role":"user","content":"hi 🎒"},{"role":"assistant","content":"yes?"}]'],
+    users=None,
+    starts=None,
+    cuts=None,
+    log_items=None,
+    log_ratings=None,
+)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "purchase": ("purchase", {}),
     "purchase, liked from 4": ("purchase", {"liked_from": 4}),
@@ -38,21 +48,53 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "purchase, other words": ("purchase", {"before": "买过：", "between": " 会买吗：", "after": "？"}),
     "next-item": ("next-item", {}),
     "next-item, two items": ("next-item", {"history_items": 2, "query_prompt": "history: ", "item_prompt": "item: "}),
+    "relevance": ("relevance", {}),
+    "relevance, query first": (
+        "relevance",
+        {"query_first": True, "before": "", "between": "", "after": ""},
+    ),
+    "rating": ("rating", {"range": (0, 5)}),
+    "rating, two items": (
+        "rating",
+        {
+            "range": (0, 5),
+            "history_items": 2,
+            "before": "评分：",
+            "between": " 下一个：",
+            "after": " 几星？",
+            "mean": "均分{mean}（{count}）",
+        },
+    ),
+    "classify": ("classify", {"before": "意图："}),
+    "reply": ("reply", {}),
+    "reply, plain": ("reply", {"chat": False, "before": "Q: ", "after": "\nA: "}),
+    "preference": ("preference", {}),
+    "preference, plain": ("preference", {"chat": False}),
+    "preference of items": ("preference", {}),
+    "preference of items, other words": ("preference", {"history_items": 2, "before": "买过：", "after": "，下一个："}),
 }
 
 
-def rendered(task_name: str, settings: dict[str, Any]) -> list[Any]:
+def records_of(case: str) -> Records:
+    """Queries and texts for the tasks that read them, the log for the others."""
+    asks = case.startswith(("relevance", "classify", "reply", "preference")) and "of items" not in case
+    return ASKED if asks else RECORDS
+
+
+def rendered(task_name: str, settings: dict[str, Any], records: Records = RECORDS) -> list[Any]:
     task = registry.load("recft.tasks", task_name)
     config = task.Config(**settings)
     rows = np.arange(2)
-    if task.output == "labels":
-        return [list(pair) for pair in task.pairs(config, RECORDS, rows, ITEMS)]
-    return [*task.contexts(config, RECORDS, rows, ITEMS), *task.candidates(config, ITEMS[:1])]
+    reads = task.reads(config)
+    if reads == "pairs":
+        return [list(pair) for pair in task.pairs(config, records, rows, ITEMS)]
+    contexts = task.contexts(config, records, rows, ITEMS)
+    return contexts if reads == "contexts" else [*contexts, *task.candidates(config, ITEMS[:1])]
 
 
 def test_rendered_prompts_are_the_golden_ones() -> None:
     """To change them on purpose: write `found` to the file, and read the difference."""
-    found = {name: rendered(*case) for name, case in CASES.items()}
+    found = {name: rendered(*case, records_of(name)) for name, case in CASES.items()}
     assert found == json.loads(GOLDEN.read_text(encoding="utf-8"))
 
 
@@ -61,15 +103,17 @@ def test_a_history_is_newest_first_each_item_once() -> None:
     assert body == "ＵＳＢ cable 🎒; red chair; 黑色 打印机 墨盒" and "oak desk" in tail
 
 
-def test_training_reads_the_same_texts_as_scoring() -> None:
-    for name in ("purchase", "next-item"):
-        task = registry.load("recft.tasks", name)
-        config = task.Config()
-        batch = task.batch(config, RECORDS, np.arange(2), ITEMS, np.random.default_rng(0))
-        read = task.pairs if task.output == "labels" else task.contexts
-        assert list(batch.texts)[: len(RECORDS.items) if task.output == "labels" else 2] == read(
-            config, RECORDS, np.arange(2), ITEMS
-        )
+@pytest.mark.parametrize("case", CASES)
+def test_training_reads_the_same_texts_as_scoring(case: str) -> None:
+    name, settings = CASES[case]
+    task, records = registry.load("recft.tasks", name), records_of(case)
+    config, rows = task.Config(**settings), np.arange(2)
+    trained = task.batch(config, records, rows, ITEMS, np.random.default_rng(0)).texts
+    reads = task.reads(config)
+    scored = (task.pairs if reads == "pairs" else task.contexts)(config, records, rows, ITEMS)
+    if reads == "towers":
+        scored += task.candidates(config, ITEMS)
+    assert trained and set(trained) <= set(scored)
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])

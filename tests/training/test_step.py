@@ -94,7 +94,8 @@ def test_cached_gradients_equal_those_of_one_pass(task: str, kind: str, work: Ca
 
 
 def test_one_pass_equals_autograd_without_any_chunks(work: Callable[..., Work]) -> None:
-    from recft.models.text_model import padded, tokenize
+    from recft.models.text_model import padded
+    from recft.models.tokens import tokenize
 
     job = work("retrieval")
     _, found = job.run(len(job.texts))

@@ -1,0 +1,167 @@
+"""SASRec: the next item from the order of the last ones, by self-attention.
+
+    h = two blocks of causal self-attention and a pointwise network over item vectors + position vectors
+    score(u, j) = h(last) e(j);  loss = mean over positions of -ln softmax over all N items at the next one
+
+Kang and McAuley, Self-attentive sequential recommendation (2018), with the full cross-entropy of Klenitskiy and
+Vasilev, Turning dross into gold loss: is BERT4Rec really better than SASRec? (2023). We depart from it in size (64
+numbers, one head, 50 events, half of the positions of each pass in the loss) and in time: the passes are few and one
+of the settings, and at most 3,000 steps are taken, so that it fits within minutes on a processor. The same seed each
+time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recft.baselines._base import Arrays, Known
+from recft.baselines._pairs import log_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from recft.data.store import Log, Records, Store, Table
+
+__all__ = ["MEMBER", "Sasrec"]
+
+LENGTH = 50
+WIDTH = 64
+LAYERS = 2
+BATCH = 64
+MOST_STEPS = 3_000
+LEARNING_RATE = 2e-3
+_SCORED = 1 << 23
+"""Logits of a step: the positions that take part in the loss are as many as fit, 32 MiB."""
+
+
+def _shapes(n_items: int) -> dict[str, tuple[int, ...]]:
+    """The weights by name; vectors named `scale` start at 1, matrices small, all else at 0."""
+    shapes: dict[str, tuple[int, ...]] = {"items": (n_items + 1, WIDTH), "places": (LENGTH, WIDTH)}
+    for layer in range(LAYERS):
+        shapes |= {f"{layer}.{name}": (WIDTH, WIDTH) for name in ("query", "key", "value", "mixed", "wide", "narrow")}
+        shapes |= {f"{layer}.{name}": (WIDTH,) for name in ("scale1", "shift1", "scale2", "shift2", "bias1", "bias2")}
+    return shapes | {"scale": (WIDTH,), "shift": (WIDTH,)}
+
+
+def _states(weights: Mapping[str, torch.Tensor], items: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
+    """The state after each place of padded sequences, (B, T, D); item N is padding, at the left."""
+    from torch.nn import functional
+
+    def dropped(x: torch.Tensor) -> torch.Tensor:
+        return functional.dropout(x, dropout, training=dropout > 0)
+
+    length = items.shape[1]
+    padding = weights["items"].shape[0] - 1
+    x = dropped(weights["items"][items] * WIDTH**0.5 + weights["places"][-length:])
+    causal = items.new_ones((length, length), dtype=items.dtype).tril().bool()
+    # Each place may see itself, padding too: a row without any would be NaN.
+    mask = (causal & (items != padding)[:, None, :]) | causal.new_ones(length).diag().bool()
+    for layer in range(LAYERS):
+        own = {name: weights[f"{layer}.{name}"] for name in ("query", "key", "value", "mixed", "wide", "narrow")}
+        normed = functional.layer_norm(x, (WIDTH,), weights[f"{layer}.scale1"], weights[f"{layer}.shift1"])
+        attended = functional.scaled_dot_product_attention(
+            (normed @ own["query"])[:, None],
+            (normed @ own["key"])[:, None],
+            (normed @ own["value"])[:, None],
+            attn_mask=mask[:, None],
+        )[:, 0]
+        x = x + dropped(attended @ own["mixed"])
+        normed = functional.layer_norm(x, (WIDTH,), weights[f"{layer}.scale2"], weights[f"{layer}.shift2"])
+        inner = functional.relu(normed @ own["wide"] + weights[f"{layer}.bias1"])
+        x = x + dropped(inner @ own["narrow"] + weights[f"{layer}.bias2"])
+    return functional.layer_norm(x, (WIDTH,), weights["scale"], weights["shift"])
+
+
+def _sequences(log: Log, n_items: int) -> np.ndarray:
+    """Every user's events in pieces of LENGTH + 1 that overlap by one, padded at the left with N, (S, LENGTH + 1)."""
+    bounds = np.flatnonzero(np.concatenate([[True], log.users[1:] != log.users[:-1], [True]])) if len(log) else [0]
+    pieces = []
+    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        # From the end, so that the latest events fill a whole piece.
+        for end in range(int(stop), int(start) + 1, -LENGTH):
+            piece = log.items[max(int(start), end - LENGTH - 1) : end]
+            pieces.append(np.concatenate([np.full(LENGTH + 1 - len(piece), n_items), piece]))
+    return np.array(pieces, np.int64).reshape(-1, LENGTH + 1)
+
+
+def _train(sequences: np.ndarray, n_items: int, epochs: int, dropout: float) -> dict[str, torch.Tensor]:
+    """The weights after some passes."""
+    import torch
+    from torch.nn import functional
+
+    maker = torch.Generator().manual_seed(0)
+    weights: dict[str, torch.Tensor] = {}
+    for name, shape in _shapes(n_items).items():
+        last = name.rpartition(".")[2]
+        start = torch.ones(shape) if last.startswith("scale") else torch.zeros(shape)
+        if len(shape) == 2:
+            start = torch.randn(shape, generator=maker) * (0.02 if last in ("items", "places") else WIDTH**-0.5)
+        weights[name] = start.requires_grad_()
+    optimizer = torch.optim.Adam(weights.values(), lr=LEARNING_RATE, betas=(0.9, 0.98))
+    data = torch.from_numpy(sequences)
+    n_batches = -(-len(data) // BATCH)
+    n_steps = min(MOST_STEPS, epochs * n_batches)
+    steps = (part for _ in range(epochs) for part in torch.randperm(len(data), generator=maker).split(BATCH))
+    for step, part in zip(range(n_steps), steps, strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 50) * (1 - 0.9 * step / n_steps)
+        batch = data[part]
+        rows, places = (batch[:, 1:] != n_items).logical_and(batch[:, :-1] != n_items).nonzero(as_tuple=True)
+        most = max(1, min(len(rows) // 2, _SCORED // max(n_items, 1)))
+        chosen = torch.randperm(len(rows), generator=maker)[:most]
+        states = _states(weights, batch[:, :-1], dropout)[rows[chosen], places[chosen]]
+        logits = states @ weights["items"][:n_items].T
+        loss = functional.cross_entropy(logits, batch[:, 1:][rows[chosen], places[chosen]])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return weights
+
+
+@dataclass(frozen=True)
+class Sasrec:
+    """The baseline."""
+
+    tables: tuple[Table, ...] = ("interactions",)
+    outputs: tuple[str, ...] = ("ranking", "labels")
+    summary: str = "the next item from the order of the last ones, by self-attention"
+    grid: tuple[Mapping[str, Any], ...] = ({"epochs": 6, "dropout": 0.2}, {"epochs": 12, "dropout": 0.2})
+    probabilities: bool = False
+
+    def fit(self, known: Known, settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The weights."""
+        import torch
+
+        n_items = len(known.store.item_ids)
+        sequences = _sequences(log_of(known, "sasrec"), n_items)
+        # Dropout draws from torch's own numbers: they are set here, and put back for whoever draws after.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            weights = _train(sequences, n_items, settings["epochs"], settings["dropout"])
+        return {name: tensor.detach().numpy() for name, tensor in weights.items()}
+
+    def scores(self, arrays: Arrays, store: Store, records: Records, rows: np.ndarray) -> np.ndarray:
+        """The state after the history times every item's vector; zeros for an empty history."""
+        import torch
+
+        n_items = len(store.item_ids)
+        weights = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+        out = np.zeros((len(rows), n_items), np.float32)
+        for start in range(0, len(rows), 256):
+            part = rows[start : start + 256]
+            items = np.full((len(part), LENGTH), n_items, np.int64)
+            for i, row in enumerate(part.tolist()):
+                history = records.history(row, LENGTH)
+                items[i, LENGTH - len(history) :] = history
+            with torch.no_grad():
+                states = _states(weights, torch.from_numpy(items))[:, -1]
+                found = (states @ weights["items"][:n_items].T).numpy()
+            out[start : start + 256] = found * (items[:, -1:] != n_items)
+        return out
+
+
+MEMBER = Sasrec()

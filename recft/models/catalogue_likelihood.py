@@ -1,0 +1,183 @@
+"""How likely every item of a catalogue is after a history, exactly, and any tails after bodies that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recft.models.packed import Before, batches_by_length, check, hidden_of, log_p, read
+from recft.models.tokens import Tokens
+from recft.models.trie import Piece, Trie
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from recft.models.text_model import Serving
+
+__all__ = ["bodies_of", "catalogue_trie", "likelihoods", "score_catalogue"]
+
+PAD_TO = 32
+"""Packed tokens are rounded up to a multiple of this: few different shapes."""
+
+PIECE_TOKENS = 512
+"""Nodes behind one history at a time: attention among them grows with the square, histories beside it do not."""
+
+
+def catalogue_trie(serving: Serving, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[Trie, str]:
+    """The trie of the items' texts as tails, and the longest of them, for `bodies_of`."""
+    tails = [_apart(tokens)[1] for tokens in serving.tokens(tokenizer, [("", text) for text in texts])]
+    longest = max(range(len(tails)), key=lambda row: len(tails[row])) if tails else 0
+    return Trie.build([tail[:-1] for tail in tails], tails[0][-1] if tails else None), texts[longest] if texts else ""
+
+
+def bodies_of(
+    serving: Serving, tokenizer: PreTrainedTokenizerBase, bodies: Sequence[str], longest: str
+) -> list[list[int]]:
+    """Token ids of each body, cut so that any item fits behind it: one body is the same before all items."""
+    return [_apart(tokens)[0] for tokens in serving.tokens(tokenizer, [(body, longest) for body in bodies])]
+
+
+def _apart(tokens: Tokens) -> tuple[list[int], list[int]]:
+    middle = tokens["tail_mask"].index(1)
+    return tokens["input_ids"][:middle], tokens["input_ids"][middle:]
+
+
+@torch.no_grad()
+def score_catalogue(
+    base: PreTrainedModel, bodies: Sequence[Sequence[int]], trie: Trie, chunk_tokens: int = 4096
+) -> np.ndarray:
+    """The sum of log p of all tokens of every item after each body, in nats, (B, N) float32.
+
+    A body goes through the model once, and so does every node of the trie that has children; what little is done
+    twice is where the trie is cut into pieces.
+
+    Args:
+        base: a causal model with its head, in evaluation mode; any adapter may sit in it.
+        bodies: token ids of each history, one token at least.
+        trie: the catalogue.
+        chunk_tokens: packed tokens at a time, of several histories where they fit; bounds memory.
+
+    Raises:
+        ModelError: the model cannot read packed tokens, or a body is empty.
+    """
+    scores = np.empty((len(bodies), len(trie.items)), np.float32)
+    pieces = trie.pieces(min(chunk_tokens, PIECE_TOKENS))
+    widest = max(len(piece.token) for piece in pieces)
+    for rows in batches_by_length(bodies, widest, chunk_tokens):
+        chosen = [bodies[row] for row in rows]
+        check(base, len(chosen[-1]) + int(trie.depth[-1]))
+        before = read(base, chosen)
+        each = torch.zeros(len(rows), trie.n_nodes)
+        for piece in pieces:
+            found = _log_p_of(base, before, [piece] * len(rows))
+            each[:, torch.from_numpy(piece.child)] = found.view(len(rows), -1).cpu()
+        scores[rows] = _sums(trie, each)[:, trie.node_of_item].numpy()
+    return scores
+
+
+def _sums(trie: Trie, each: Tensor) -> Tensor:
+    """From each node's own log p to the sum from the root down, (B, n); in place."""
+    for low, high in trie.levels[1:]:
+        each[:, low:high] += each[:, trie.parent[low:high]]
+    return each
+
+
+def _log_p_of(base: PreTrainedModel, before: Before, pieces: Sequence[Piece]) -> Tensor:
+    """Log p of each edge of one piece a row, row after row, (sum of E,) float32."""
+    width = -(-max(len(piece.token) for piece in pieces) // PAD_TO) * PAD_TO
+    device = before.last.device
+    ids, depth, first, last = (
+        torch.from_numpy(_rows([getattr(piece, name) for piece in pieces], width)).to(device)
+        for name in ("token", "depth", "first", "last")
+    )
+    ids[:, 0] = before.last  # the root is the body's last token
+    # Padding stands at place 0 with an empty subtree: seen by none but itself.
+    sees = (first[:, None] <= first[:, :, None]) & (first[:, :, None] < last[:, None])  # (B, M, M)
+    sees |= torch.eye(width, dtype=torch.bool, device=device)
+    hidden = hidden_of(base, before, ids, depth, sees)
+    row = np.concatenate([number * width + piece.row for number, piece in enumerate(pieces)])
+    token = np.concatenate([piece.leads for piece in pieces])
+    flat = hidden.reshape(len(pieces) * width, -1)
+    return log_p(base, flat, torch.from_numpy(row).to(device), torch.from_numpy(token).to(device))
+
+
+def _rows(arrays: Sequence[np.ndarray], width: int) -> np.ndarray:
+    table = np.zeros((len(arrays), width), np.int64)
+    for number, array in enumerate(arrays):
+        table[number, : len(array)] = array
+    return table
+
+
+@torch.no_grad()
+def likelihoods(base: PreTrainedModel, tokens: Sequence[Tokens], chunk_tokens: int = 4096) -> np.ndarray:
+    """(sum of log p of the tail's tokens in nats, their number) of each text, (n, 2) float32.
+
+    Bodies that are equal go through the model once, and so does what their tails share.
+
+    Args:
+        base: a causal model with its head, in evaluation mode.
+        tokens: as `models.tokens.tokenize` gives them for a likelihood: `input_ids` and `tail_mask`.
+        chunk_tokens: tokens at a time; bounds memory.
+
+    Raises:
+        ModelError: the model cannot read packed tokens.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    tails = []
+    for row, text in enumerate(tokens):
+        before, tail = _apart(text)
+        groups.setdefault(tuple(before), []).append(row)
+        tails.append(tail)
+    found = np.empty((len(tokens), 2), np.float32)
+    found[:, 1] = [len(tail) for tail in tails]
+    small = []
+    for body, rows in groups.items():
+        trie = Trie.build([tails[row] for row in rows])
+        if trie.n_inner > chunk_tokens:
+            found[rows, 0] = score_catalogue(base, [body], trie, chunk_tokens)[0]
+        else:
+            small.append((body, rows, trie))
+    for group in _batches(small, chunk_tokens):
+        for (_, rows, _), values in zip(group, _score_each(base, group), strict=True):
+            found[rows, 0] = values
+    return found
+
+
+_Group = tuple[tuple[int, ...], list[int], Trie]
+"""A body, the rows that have it, and the trie of their tails."""
+
+
+def _batches(groups: list[_Group], chunk_tokens: int) -> list[list[_Group]]:
+    """Groups of like size, together within `chunk_tokens` when padded."""
+
+    def size(group: _Group) -> int:
+        return len(group[0]) + group[2].n_inner
+
+    batches: list[list[_Group]] = []
+    widths = (0, 0)
+    for group in sorted(groups, key=size, reverse=True):
+        widths = (max(widths[0], len(group[0])), max(widths[1], group[2].n_inner))
+        if batches and (len(batches[-1]) + 1) * sum(widths) <= chunk_tokens:
+            batches[-1].append(group)
+        else:
+            batches.append([group])
+            widths = (len(group[0]), group[2].n_inner)
+    return batches
+
+
+def _score_each(base: PreTrainedModel, groups: list[_Group]) -> list[np.ndarray]:
+    """The sums of each group's tails: one row of a batch for each group."""
+    check(base, max(len(body) + int(trie.depth[-1]) for body, _, trie in groups))
+    before = read(base, [body for body, _, _ in groups])
+    pieces = [trie.pieces(trie.n_inner)[0] for _, _, trie in groups]
+    values = _log_p_of(base, before, pieces).cpu().split([len(piece.child) for piece in pieces])
+    scores = []
+    for (_, _, trie), piece, value in zip(groups, pieces, values, strict=True):
+        each = torch.zeros(1, trie.n_nodes)
+        each[0, torch.from_numpy(piece.child)] = value
+        scores.append(_sums(trie, each)[0, trie.node_of_item].numpy())
+    return scores

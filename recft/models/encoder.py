@@ -1,0 +1,65 @@
+"""A model as the function that everything works on: texts in, K numbers out for each; and what only likelihoods can."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from recft.models.catalogue_likelihood import bodies_of, catalogue_trie, score_catalogue
+from recft.models.generation import generate, generate_free
+from recft.models.text_model import TextModel, encode
+from recft.models.tokens import Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Encoder"]
+
+PACKED_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A model with its tokenizer, called with texts.
+
+    Attributes:
+        model: whose serving says what its numbers are.
+        tokenizer: its tokenizer.
+        chunk_tokens: tokens of a forward pass; bounds memory.
+    """
+
+    model: TextModel
+    tokenizer: PreTrainedTokenizerBase
+    chunk_tokens: int = 16384
+
+    def __call__(self, texts: Sequence[Text]) -> np.ndarray:
+        """What the model makes of each text, (N, K) float32."""
+        return encode(self.model, self.tokenizer, texts, self.chunk_tokens)
+
+    def catalogue(self, bodies: Sequence[str], tails: Sequence[str]) -> np.ndarray:
+        """Log p of every tail after every body in nats, (B, N) float32: the tails' beginnings are shared.
+
+        A body is cut so that the longest tail fits behind it: all tails then have one past.
+        """
+        trie, longest = catalogue_trie(self.model.serving, self.tokenizer, tails)
+        ids = bodies_of(self.model.serving, self.tokenizer, bodies, longest)
+        return score_catalogue(self.model.base, ids, trie, min(self.chunk_tokens, PACKED_TOKENS))
+
+    def generated(
+        self, bodies: Sequence[str], tails: Sequence[str], beams: int, free: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The tails that a beam search finds after each body, (B, beams), -1 where there are no more, and their log p.
+
+        Args:
+            bodies: B prompts.
+            tails: the catalogue.
+            beams: of each body; so many tails are wanted.
+            free: write without regard to the catalogue; an output that is none of it is -2.
+        """
+        trie, longest = catalogue_trie(self.model.serving, self.tokenizer, tails)
+        ids = bodies_of(self.model.serving, self.tokenizer, bodies, longest)
+        search = generate_free if free else generate
+        return search(self.model.base, ids, trie, beams, beams, chunk_tokens=min(self.chunk_tokens, PACKED_TOKENS))

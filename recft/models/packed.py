@@ -1,0 +1,224 @@
+"""Many continuations of one body in one pass: a causal model whose tokens see what a mask says, behind a cache.
+
+The body goes through the model once and stays as keys and values. What follows is packed: every token sees the body
+and those packed tokens that come before it in its own continuation, at the position that it has there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from recft.errors import ModelError, problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Before", "batches_by_length", "capped", "check", "hidden_of", "log_p", "read", "row_blocks", "vocabulary"]
+
+PAD_TO = 8
+"""Bodies are rounded up to a multiple of this: few different shapes, so that kernels are set up once."""
+
+BLOCK_NUMBERS = {"cpu": 2**22, "cuda": 2**26}
+"""Logits that are held at a time: on a CPU what stays in its caches, which is half as fast again as 2**25."""
+
+NOT_FOR_THIS = (TypeError, ValueError, RuntimeError, AttributeError, IndexError)
+
+_checked: WeakSet[nn.Module] = WeakSet()
+
+
+class _Steady(DynamicLayer):
+    """The keys and values of bodies, or of nothing: what comes after them is seen in one pass and not kept."""
+
+    def __init__(self, keys: Tensor | None = None, values: Tensor | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.keys, self.values, self.is_initialized = keys, values, keys is not None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if self.keys is None or self.values is None:
+            return key_states, value_states
+        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+
+
+@dataclass(frozen=True)
+class Before:
+    """What was read before the packed tokens: all of each body but its last token.
+
+    Attributes:
+        cache: keys and values, (B, heads, W, size) a layer; padding stands between a body and what follows it.
+        lengths: (B,) real tokens of each row.
+        width: W.
+        last: (B,) the token that was left: the first of the packed ones.
+    """
+
+    cache: Cache
+    lengths: Tensor
+    width: int
+    last: Tensor
+
+
+def read(base: PreTrainedModel, bodies: Sequence[Sequence[int]], keep: bool = False) -> Before:
+    """Passes the bodies through the model; `keep` says whether the cache grows with what follows.
+
+    Raises:
+        ModelError: a body has no token.
+    """
+    if not all(len(body) for body in bodies):
+        raise ModelError(
+            problem("body", "no token before the first token of an item", "one token at least", "put in a begin token")
+        )
+    lengths = torch.tensor([len(body) - 1 for body in bodies], device=base.device)
+    width = -(-int(lengths.max()) // PAD_TO) * PAD_TO
+    last = torch.tensor([body[-1] for body in bodies], device=base.device)
+    cache: Cache = DynamicCache()
+    if width:
+        ids = torch.tensor([[*body[:-1], *[body[-1]] * (width + 1 - len(body))] for body in bodies], device=base.device)
+        # Without a mask: real tokens are left of the padding, and see none of it.
+        _body(base)(input_ids=ids, past_key_values=cache, use_cache=True)
+    if not keep:
+        layers: list[Any] = list(cache.layers) or [_Steady()] * base.config.get_text_config().num_hidden_layers
+        cache = Cache(layers=[_Steady(layer.keys, layer.values) for layer in layers])
+    return Before(cache, lengths, width, last)
+
+
+def batches_by_length(bodies: Sequence[Sequence[int]], packed: int, chunk_tokens: int) -> list[list[int]]:
+    """Row numbers, shortest bodies first, in batches whose bodies and whose packed tokens are within `chunk_tokens`."""
+    batches: list[list[int]] = []
+    for row in sorted(range(len(bodies)), key=lambda row: len(bodies[row])):
+        if batches and (len(batches[-1]) + 1) * max(len(bodies[row]), packed) <= chunk_tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def _body(base: PreTrainedModel) -> Any:
+    return base.base_model
+
+
+def hidden_of(base: PreTrainedModel, before: Before, ids: Tensor, depth: Tensor, sees: Tensor) -> Tensor:
+    """The last hidden states of packed tokens, (B, M, D).
+
+    Args:
+        base: a causal model in evaluation mode.
+        before: what they stand behind.
+        ids: (B, M).
+        depth: (B, M) how many packed tokens come before each in its continuation.
+        sees: (B, M, S) which of the S packed tokens so far each of these sees; it sees itself.
+    """
+    n_rows, n_tokens = ids.shape
+    body = torch.arange(before.width, device=ids.device)[None] < before.lengths[:, None]  # (B, W)
+    allowed = torch.cat([body[:, None].expand(-1, n_tokens, -1), sees], dim=-1)
+    # Added, not true and false: eager attention would take these for numbers.
+    dtype = _dtype(base)
+    mask = torch.zeros(n_rows, 1, *allowed.shape[1:], dtype=dtype, device=ids.device)
+    mask.masked_fill_(~allowed[:, None], torch.finfo(dtype).min)
+    positions = before.lengths[:, None] + depth
+    hidden: Tensor = _body(base)(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=before.cache, use_cache=True
+    ).last_hidden_state
+    return hidden
+
+
+def _dtype(base: PreTrainedModel) -> torch.dtype:
+    # Of the activations: an adapter's parameters are float32, and k-bit weights are integers.
+    dtype: torch.dtype = base.get_input_embeddings().weight.dtype  # type: ignore[assignment]
+    return dtype
+
+
+def capped(base: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """The logits of hidden states (R, D), (R, V) float32."""
+    head: Any = base.get_output_embeddings()
+    logits: Tensor = head(hidden).float()
+    softcap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+    return torch.tanh(logits / softcap) * softcap if softcap else logits
+
+
+def vocabulary(base: PreTrainedModel) -> int:
+    """V."""
+    return int(base.get_output_embeddings().weight.shape[0])
+
+
+def row_blocks(base: PreTrainedModel, n_rows: int) -> list[tuple[int, int]]:
+    """Rows whose logits are held at a time."""
+    size = max(1, BLOCK_NUMBERS.get(base.device.type, 2**24) // vocabulary(base))
+    return [(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
+
+
+def log_p(base: PreTrainedModel, hidden: Tensor, row: Tensor, token: Tensor) -> Tensor:
+    """Log p of tokens after hidden states, (E,) float32: of `token[e]` after `hidden[row[e]]`.
+
+    Args:
+        base: whose head and vocabulary.
+        hidden: (R, D).
+        row: (E,) ascending; a hidden state that no edge starts from costs nothing.
+        token: (E,).
+    """
+    used, which = torch.unique_consecutive(row, return_inverse=True)
+    found = torch.empty(len(row), device=hidden.device)
+    blocks = row_blocks(base, len(used))
+    ends = torch.tensor([high for _, high in blocks], device=which.device)
+    bounds = [0, *torch.searchsorted(which, ends).tolist()]
+    for (low, high), start, end in zip(blocks, bounds[:-1], bounds[1:], strict=True):
+        logits = capped(base, hidden[used[low:high]])  # (R', V)
+        normal = logits.logsumexp(dim=1)
+        at = which[start:end] - low
+        found[start:end] = logits[at, token[start:end]] - normal[at]
+    return found
+
+
+@torch.no_grad()
+def check(base: PreTrainedModel, longest: int) -> None:
+    """Makes sure that packed tokens come out as they do alone: not every architecture heeds a mask.
+
+    Args:
+        base: tried with a few tokens, once.
+        longest: tokens of the longest body and what follows it: a sliding window must be wider.
+
+    Raises:
+        ModelError: they do not.
+    """
+    config = base.config.get_text_config()
+    window = min(getattr(config, name, None) or longest for name in ("sliding_window", "attention_chunk_size"))
+    if longest > window:
+        raise _unpackable(base, f"{longest} tokens, and a sliding window of {window}")
+    if base in _checked:
+        return
+    body, first, second = [1, 3, 2, 4], [2, 5], [3, 2]
+    try:
+        alone = torch.stack([_alone(base, [*body, *tail]) for tail in (first, second)])
+        ids = torch.tensor([[body[-1], *first, *second]], device=base.device)
+        depth = torch.tensor([[0, 1, 2, 1, 2]], device=base.device)
+        sees = torch.eye(5, dtype=torch.bool, device=base.device)
+        for place, earlier in ((1, 0), (2, 0), (2, 1), (3, 0), (4, 0), (4, 3)):
+            sees[place, earlier] = True
+        packed = hidden_of(base, read(base, [body]), ids, depth, sees[None])[0, [2, 4]].float()
+    except NOT_FOR_THIS as error:
+        raise _unpackable(base, f"{type(error).__name__}") from error
+    off = float((packed - alone).abs().max() / alone.abs().max())
+    if not off < (0.1 if _dtype(base).itemsize == 2 else 0.01):
+        raise _unpackable(base, f"they come out {off:.0%} off")
+    _checked.add(base)
+
+
+def _alone(base: PreTrainedModel, ids: list[int]) -> Tensor:
+    hidden: Tensor = _body(base)(input_ids=torch.tensor([ids], device=base.device), use_cache=False).last_hidden_state
+    return hidden[0, -1].float()
+
+
+def _unpackable(base: PreTrainedModel, what: str) -> ModelError:
+    return ModelError(
+        problem(
+            "model.base",
+            f"{type(base).__name__} cannot read many items behind one history ({what})",
+            "its attention takes a mask and positions for every token",
+            "take a Llama- or Qwen-like base, or shorter texts where a window is too small",
+        )
+    )

@@ -1,0 +1,65 @@
+"""Lists with reasons, from run folders and exports, for towers and for texts read together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recft.export import export
+from recft.recipe import Recipe
+from recft.recommend import recommend
+from recft.tune import tune
+
+ToyRecipe = Callable[..., Recipe]
+
+
+def parts(place: dict[str, Any], kind: str) -> dict[str, float]:
+    return {part["text"]: part["effect"] for part in place["explanation"]["parts"] if part["kind"] == kind}
+
+
+def test_a_query_s_words_are_explained_alike_by_a_run_and_its_export(toy_recipe: ToyRecipe, tmp_path: Path) -> None:
+    recipe = toy_recipe(task={"name": "retrieval", "query_prompt": "find: "})
+    tune(recipe, tmp_path / "run")
+    export(tmp_path / "run", "merged", tmp_path / "export")
+    query = "black desk 打印机 🎒"
+    ours, served = (recommend(tmp_path / name, query=query, top=4, explain=2) for name in ("run", "export"))
+    plain = recommend(tmp_path / "run", query=query, top=4)
+    assert [place | {"explanation": None} for place in ours[:2]] == [
+        place | {"explanation": None} for place in plain[:2]
+    ]
+    assert ours[2:] == plain[2:]
+    for one, other in zip(ours[:2], served[:2], strict=True):
+        assert one["explanation"]["method"] == "leave-one-out"
+        words = parts(one, "word")
+        assert list(words) == ["black", "desk", "打印", "机", "🎒"]
+        assert any(words.values())
+        assert parts(other, "word") == pytest.approx(words, abs=1e-3)
+        # Each effect is what asking without the word shows.
+        without = recommend(tmp_path / "run", query="black 打印机 🎒", top=40)
+        score = next(place["score"] for place in without if place["item"] == one["item"])
+        assert words["desk"] == pytest.approx(one["score"] - score, abs=1e-4)
+    json.dumps(ours, allow_nan=False)
+
+
+@pytest.mark.parametrize(("task", "kind"), [("next-item", "encoder"), ("purchase", "causal")])
+def test_a_history_s_items_and_words_are_explained(task: str, kind: str, toy_recipe: ToyRecipe, tmp_path: Path) -> None:
+    tune(toy_recipe(task=task, kind=kind), tmp_path / "run")
+    history = ["i3", "i0", "i3"]
+    places = recommend(tmp_path / "run", history=history, top=2, explain=3)
+    assert len(places) == 2
+    for place in places:
+        items = [part for part in place["explanation"]["parts"] if part["kind"] == "item"]
+        assert [part["item"] for part in items] == ["i0", "i3"]
+        assert [part["title"] for part in items] == ["red chair 0", "ＯＡＫ 打印机 墨盒 0"]
+        assert {part["item"] for part in place["explanation"]["parts"] if part["kind"] == "word"} == {"i0", "i3"}
+        for part in items:
+            rest = [item for item in history if item != part["item"]]
+            without = recommend(tmp_path / "run", history=rest, top=40)
+            score = next(other["score"] for other in without if other["item"] == place["item"])
+            assert part["effect"] == pytest.approx(place["score"] - score, abs=1e-4)
+    (place,) = recommend(tmp_path / "run", user="u0", top=1, explain=1)
+    assert parts(place, "item")
