@@ -19,7 +19,7 @@ from recft.data.store import Split, Store
 from recft.errors import DataError, ModelError, RecipeError, problem
 from recft.metrics import _base as metrics
 from recft.models.encoder import Encoder
-from recft.models.text_model import encode, remembering
+from recft.models.text_model import encode
 from recft.perturbations._spoilt import spoilt_task
 from recft.perturbations._words import built_in, read_words
 from recft.recipe import Recipe
@@ -38,9 +38,11 @@ from recft.run import (
     write_json,
     write_text,
 )
+from recft.tasks._base import Task
 from recft.training import classics
 from recft.training.assemble import Tuned, check, open_adapter
 from recft.training.calibration import calibrated
+from recft.training.explanation import explain
 from recft.training.fusion import Fusion, fit_fusion
 from recft.training.scoring import (
     Exam,
@@ -55,6 +57,7 @@ from recft.training.scoring import (
 __all__ = ["Opened", "evaluate", "exam_of", "open_run", "refuse_no_effect"]
 
 NO_EFFECT = 1e-7
+MOST_EXPLAINED = 3
 SPOIL_SEED = 7
 
 
@@ -152,6 +155,8 @@ def evaluate(
     other = judge.open_reference(Path(reference) if reference else None, wanted)
     started = time.perf_counter()
     works = [_Evaluation(opened, recipe, store, split, listen) for recipe, store in opened.parts]
+    for work in works:
+        work.refuse_nothing()
     # A slip of the pen is told before minutes of scoring.
     judge.foresee(wanted, other, [work.prospect for work in works])
     tuned = open_adapter(opened.recipe, opened.folder.adapter)
@@ -216,6 +221,35 @@ class _Evaluation:
     split: Split
     listen: Listener
 
+    def refuse_nothing(self) -> None:
+        """Nothing, where the split has records, and every way to spoil them is known.
+
+        Raises:
+            DataError: it has none.
+            RecipeError: there is no such way.
+        """
+        if not len(self.whole.records):
+            value = f"the {self.split} split of {self.recipe.task.name} is empty"
+            fix = f"prepare and tune with a larger data.split.{self.split}, or name another --split"
+            raise DataError(problem("--split", value, "there is something to score", fix))
+        _ = self.spoilt
+
+    @cached_property
+    def spoilt(self) -> dict[str, Task]:
+        """The task with contexts spoilt, by the way they are.
+
+        Raises:
+            RecipeError: there is no such way.
+        """
+        settings, task = self.recipe.eval, self.whole.task
+        if not settings.robustness:
+            return {}
+        words = read_words(settings.synonyms) if settings.synonyms else built_in()
+        return {
+            name: spoilt_task(task, {name: share}, SPOIL_SEED, words=words)
+            for name, share in settings.robustness.items()
+        }
+
     @cached_property
     def whole(self) -> Exam:
         """The exam on all records of the split."""
@@ -250,7 +284,8 @@ class _Evaluation:
             opened = open_run(Path(path))
             _, store = opened.part(None)
             name = opened.recipe.name
-            if store.card["data_sha256"] != self.store.card["data_sha256"] or name in (*found, *self.classic_names):
+            taken = name in (*found, *self.classic_names, *findings.MODELS)
+            if store.card["data_sha256"] != self.store.card["data_sha256"] or taken:
                 raise DataError(
                     problem(
                         "eval.beside",
@@ -279,13 +314,15 @@ class _Evaluation:
         """What a figure means, as far as it is known before anything is scored."""
         exam, store, card = self.exam, self.store, self.store.card
         ranking, ranked = exam.task.output == "ranking", exam.candidates != "judged"
+        drawn = int(exam.candidates.split()[1]) if exam.candidates.startswith("sampled") else len(exam.items)
+        n_candidates = min(drawn, len(exam.items))
         subset = f"{len(exam.records):,} of {len(self.whole.records):,} records, spread over the split"
         return {
             "split": self.split,
             "split_by": card.get("split", {}).get("by"),
             "counted": "records" if ranking or exam.task.output == "classes" else "pairs",
             "candidates": exam.candidates if ranking else "pairs",
-            "n_candidates": len(exam.items) if ranking and ranked else None,
+            "n_candidates": n_candidates if ranking and ranked else None,
             "sampled": (card.get("labels") or {}).get("source") == "sampled" or exam.candidates.startswith("sampled"),
             "history_masked": bool(ranking and exam.settings.mask_history),
             "gain": exam.settings.gain,
@@ -307,7 +344,8 @@ class _Evaluation:
         refuse_no_effect(tuned, self.exam)
         exam, seed = self.exam, self.recipe.seed
         wanted = self.recipe.eval.slices
-        parts = slices(self.store, exam.records, wanted) if wanted else {}  # a wrong name is told before scoring
+        # A wrong name is told before anything is scored.
+        parts = slices(self.store, exam.records, wanted) if wanted else {}
         systems = self._systems(tuned)
         fusions = self._fused(tuned, systems) if self._fuses else {}
         self.listen("stage", {"name": "computing metrics and intervals"})
@@ -325,8 +363,12 @@ class _Evaluation:
             "protocol": self.protocol_before | {"n": rows["tuned"].n, "left_out": rows["tuned"].left_out},
             "data": self._data_facts(),
         }
+        if self.others:
+            report["beside"] = list(self.others)
         if fusions:
-            report["fusion"] = _fusion_facts(fusions)
+            report["fusion"] = _fusion_facts(fusions) | {
+                "settings": {name: dict(self._classic(name).settings) for name in self.classic_names}
+            }
         if parts:
             report["slices"] = findings.sliced(rows, exam, parts, seed)
             report["gaps"] = findings.gaps(report["slices"])
@@ -387,7 +429,7 @@ class _Evaluation:
     def _fused(self, tuned: Tuned, systems: dict[str, System]) -> dict[str, Fusion]:
         """Adds the weighted sums to the systems; their weights are fitted on validation."""
         self.listen("stage", {"name": "fitting the sum of model and classic rows on validation"})
-        before = {"tuned": self._model(tuned, self.valid, remembering(self._encoder(tuned)))}
+        before = {"tuned": self._model(tuned, self.valid, self._encoder(tuned))}
         before |= {name: self._classic(name).system(self.valid, "valid") for name in self.classic_names}
         before |= {name: self._other(opened, "valid") for name, opened in self.others.items()}
         without = {name: system for name, system in before.items() if name in self.classic_names}
@@ -424,6 +466,35 @@ class _Evaluation:
             numbers = np.arange(len(exam.records))
             contexts = [self._context(int(row)) for row in numbers]
             found["examples"] = findings.examples(rows, exam, contexts, self.store.item_titles, exam.names[0])
+            found["explanations"] = self._explanations(tuned, rows, found["examples"])
+        return found
+
+    def _explanations(
+        self, tuned: Tuned, rows: Mapping[str, Scored], examples: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Why the tuned model's first item stands first, on the first examples: leave-one-out."""
+        exam, top, scores = self.exam, rows["tuned"].top, rows["tuned"].top_scores
+        assert top is not None and scores is not None  # noqa: S101  # rankings have both
+        found = []
+        for example in examples[:MOST_EXPLAINED]:
+            row, item = example["record"], int(top[example["record"], 0])
+            records = exam.records
+            history = [exam.items[number] for number in records.history(row)]
+            context: str | list[str] = records.queries[row] if records.queries is not None else history
+            if item < 0 or not context:
+                continue
+            parts = explain(exam.task, exam.config, self._encoder(tuned), exam.items, [item], context)[0]
+            found.append(
+                {
+                    "key": example["key"],
+                    "context": example["context"],
+                    "item": self.store.item_ids[item],
+                    "title": self.store.item_titles[item],
+                    "score": float(scores[row, 0]),
+                    "method": "leave-one-out",
+                    "parts": [{"text": part.text, "effect": part.effect} for part in parts],
+                }
+            )
         return found
 
     def _context(self, row: int) -> str:
@@ -437,11 +508,10 @@ class _Evaluation:
     def _robustness(self, tuned: Tuned, rows: Mapping[str, Scored]) -> dict[str, Any]:
         """The same exam with contexts spoilt, one way at a time."""
         settings, exam = self.recipe.eval, self.exam
-        words = read_words(settings.synonyms) if settings.synonyms else built_in()
         encoder, found = self._encoder(tuned), {}
         for name, share in settings.robustness.items():
             self.listen("stage", {"name": f"scoring with {name}"})
-            harmed = replace(exam, task=spoilt_task(exam.task, {name: share}, SPOIL_SEED, words=words))
+            harmed = replace(exam, task=self.spoilt[name])
             with tuned.as_base():
                 base = score(harmed, model_system(harmed, encoder))
             spoilt = score(harmed, self._model(tuned, harmed, encoder))

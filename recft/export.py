@@ -20,6 +20,7 @@ from recft.evaluate import exam_of, open_run
 from recft.exports import _certificate as certificate
 from recft.exports._base import Export, Source
 from recft.exports._certificate import Rows
+from recft.metrics import _base as metrics
 from recft.models.base import Base, base_hash
 from recft.models.encoder import Encoder
 from recft.models.text_model import Serving, remembering
@@ -221,7 +222,9 @@ class _Export:
             self.listen("stage", {"name": f"scoring the adapter over the {choice} weights on validation"})
             tuned = self.reference(choice)
             scores[choice] = score_model(exam, Encoder(tuned.model, tuned.tokenizer)).values[task.monitor]
-        best = "original" if scores["original"] > scores["dequantized"] else "dequantized"
+        metric = registry.load(metrics.PACKAGE, metrics.parse(task.monitor, task.output)[0])
+        sign = 1 if metric.higher_is_better else -1
+        best = "original" if sign * scores["original"] > sign * scores["dequantized"] else "dequantized"
         shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         return best, f"validation {task.monitor}: {shown}"
 
@@ -258,12 +261,20 @@ class _Export:
             "data": self.store.card["data_sha256"],
             "onto": {"weights": onto, "reason": reason},
             "serving": serving.to_json(),
+            "fusion": self._fusion(),
             "certificate": found,
         }
         files = sorted(file for file in draft.rglob("*") if file.is_file())
         description["files"] = {str(file.relative_to(draft)): hash_file(file) for file in files}
         write_json(draft / DESCRIPTION, description)
         return description
+
+    def _fusion(self) -> dict[str, Any] | None:
+        """The weights of the sum with classic rows, as the last `eval` of the test split fitted them on validation."""
+        path = self.folder.report("test")
+        report = read_json(path) if path.is_file() else {}
+        part = (report.get("tasks") or {}).get(self.recipe.task.name, report)
+        return dict(part["fusion"]) if part.get("fusion") else None
 
     def _merger(self, onto: str, config: dict[str, Any], tensors: dict[str, Any]) -> Callable[[], Any] | None:
         """A function that merges the adapter into weights freshly read from disk, tensor by tensor in float32."""
@@ -299,12 +310,13 @@ class _Export:
         return merged
 
     def _certificate(self, draft: Path, reference: Tuned, serving: Serving) -> dict[str, Any]:
-        exam = exam_of(self.recipe, self.store, "test")
-        split = "test"
+        task = registry.load("recft.tasks", self.recipe.task.name)
+        names = tuple(dict.fromkeys((*(self.recipe.eval.metrics or task.metrics), task.monitor)))
+        exam, split = exam_of(self.recipe, self.store, "test", names), "test"
         if not len(exam.records):
-            exam, split = exam_of(self.recipe, self.store, "valid"), "valid"
+            exam, split = exam_of(self.recipe, self.store, "valid", names), "valid"
         if not len(exam.records):
-            exam, split = exam_of(self.recipe, self.store, "train"), "train"
+            exam, split = exam_of(self.recipe, self.store, "train", names), "train"
         small = _small(exam, self.recipe.export.rows)
         expected = remembering(Encoder(reference.model, reference.tokenizer))
         rows = _rows(small, expected, reference)
@@ -314,7 +326,6 @@ class _Export:
         found = certificate.certify(
             engine, rows, serving, reference.tokenizer, self.recipe.export.tolerances, noise["effect_kl"]
         )
-        task = registry.load("recft.tasks", self.recipe.task.name)
         before = score_model(small, expected).values
         after = score_model(small, remembering(partial(certificate.served, engine, serving))).values
         found |= {"split": split, "metrics": {"reference": before, "served": after}, "metric": task.monitor}

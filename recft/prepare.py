@@ -40,6 +40,7 @@ def prepare(recipe: Recipe, out: Path | str | None = None, force: bool = False, 
         RecipeError: settings that cannot work together.
         DataError: rows, files or splits that break a rule; nothing is written then.
     """
+    recipe = _with_stars(recipe)
     folder = Path(out) if out is not None else Path("runs") / recipe.name / "data"
     table = _table(recipe)
     origin = _origin(recipe, listen)
@@ -67,6 +68,16 @@ def prepare(recipe: Recipe, out: Path | str | None = None, force: bool = False, 
         write_json(draft / "card.json", card)
     listen("prepared", {"folder": str(folder), "seconds": round(time.monotonic() - started, 2), "card": card})
     return Store.open(folder)
+
+
+def _with_stars(recipe: Recipe) -> Recipe:
+    """The recipe with ratings as grades, where its task predicts them."""
+    if recipe.task.name not in registry.names("recft.tasks"):
+        return recipe
+    if registry.load("recft.tasks", recipe.task.name).output != "values":
+        return recipe
+    labels = recipe.data.labels.model_copy(update={"stars": True})
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"labels": labels})})
 
 
 def _table(recipe: Recipe) -> Table:

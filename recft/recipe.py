@@ -122,13 +122,15 @@ class Recipe(Settings):
 
     def _alone(self, task: TaskSettings) -> Self:
         member = registry.load("recft.tasks", task.name)
-        given = [table for table in member.tables if getattr(self.data, table) is not None]
-        data = self.data.model_copy(
-            update={table: None for table in ("interactions", "queries", "texts") if table not in given[:1]}
-            | ({"grades": None} if given[:1] != ["queries"] else {})
-            | ({"items": None} if given[:1] == ["texts"] else {})
-            | ({} if member.labelled else {"labels": LabelSettings()})
-        )
+        given = [table for table in ("interactions", "queries", "texts") if getattr(self.data, table) is not None]
+        # Where the task's own table is missing, another one stays: what is wrong can then be said of the two.
+        own = next((table for table in (*member.tables, *given) if table in given), None)
+        gone = {table for table in given if table != own}
+        gone |= {"grades"} if own != "queries" else set()
+        gone |= {"users"} if own != "interactions" else set()
+        gone |= {"items", "triples", "reviews"} if own == "texts" else set()
+        labels = {} if member.labelled and own == "interactions" else {"labels": LabelSettings()}
+        data = self.data.model_copy(update=dict.fromkeys(gone) | labels)
         return self.model_copy(update={"task": task, "tasks": (), "data": data})
 
     def facts(self) -> dict[str, object]:
@@ -151,6 +153,9 @@ class Recipe(Settings):
         base = folder / self.model.base
         if base.is_dir():
             update["model"] = self.model.model_copy(update={"base": str(base.resolve())})
+        beside = tuple(str((folder / path).resolve()) for path in self.eval.beside)
+        synonyms = str((folder / self.eval.synonyms).resolve()) if self.eval.synonyms else None
+        update["eval"] = self.eval.model_copy(update={"beside": beside, "synonyms": synonyms})
         if self.tune.start_from:
             start = str((folder / self.tune.start_from).resolve())
             update["tune"] = self.tune.model_copy(update={"start_from": start})
@@ -215,8 +220,13 @@ def _member(raw: object, key: str, package: str, mistakes: list[str], place: str
     """The settings of a task or method, checked by the member's own `Config`; mistakes are collected."""
     if isinstance(raw, Settings):
         return raw
-    settings: dict[str, Any] = {"name": raw} if isinstance(raw, str) else dict(cast("dict[str, Any]", raw or {}))
     placeholder = TaskSettings(name="?") if key == "task" else MethodSettings(name="?")
+    if raw is not None and not isinstance(raw, str | dict):
+        mistakes.append(
+            problem(place or key, repr(raw), "a name, or a mapping with a name", f"for example {key}: {{name: …}}")
+        )
+        return placeholder
+    settings: dict[str, Any] = {"name": raw} if isinstance(raw, str) else dict(cast("dict[str, Any]", raw or {}))
     name = settings.get("name")
     if not isinstance(name, str):
         mistakes.append(

@@ -33,7 +33,11 @@ BLOCK_ROWS = 256
 
 @dataclass(frozen=True)
 class _Ranker:
-    """What ranks: a catalogue, a task, and a function of texts."""
+    """What ranks: a catalogue, a task, and a function of texts.
+
+    `likelihoods` gives log p of every item after each body, (B, N), as evaluation does it: all items after one and
+    the same body, cut so that the longest of them fits. None where the task's rankings are no likelihoods.
+    """
 
     task: Task
     config: TaskSettings
@@ -44,6 +48,7 @@ class _Ranker:
     table: str
     calibration: Mapping[str, Any] | None
     store: Store | None
+    likelihoods: Callable[[Sequence[str], Sequence[str]], np.ndarray] | None = None
 
     def records(self, wanted: Sequence[tuple[str, Any]]) -> Records:
         """The contexts as records: ("query", text), ("history", item ids) or ("user", id)."""
@@ -137,6 +142,9 @@ class _Ranker:
 
     def _rank_pairs(self, records: Records, row: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """Every item of the catalogue as a candidate of one context."""
+        if self.likelihoods is not None:
+            bodies = self.task.contexts(self.config, records, np.array([row]), self.texts)
+            return _first(self.likelihoods([str(body) for body in bodies], self.texts)[0], depth)
         every = records.take(np.array([row])).with_every(len(self.ids))
         scores = self._scores(self.encode(self.task.pairs(self.config, every, np.zeros(1, int), self.texts)))
         return _first(scores[:, 0] if scores.ndim == 2 else scores, depth)
@@ -173,7 +181,7 @@ def _first(scores: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
 def _open(source: Path, name: str | None = None) -> _Ranker:
     """A ranker from a run folder or an exported one."""
     if (source / DESCRIPTION).is_file():
-        return _open_export(source)
+        return _open_export(source, name)
     opened = open_run(source)
     check(opened.recipe)
     recipe, store = opened.part(name)
@@ -190,15 +198,30 @@ def _open(source: Path, name: str | None = None) -> _Ranker:
         store.table,
         tuned.model.serving.calibration,
         store,
+        encoder.catalogue if _ranks_by_likelihood(task, tuned.model.serving) else None,
     )
 
 
-def _open_export(folder: Path) -> _Ranker:
+def _ranks_by_likelihood(task: Task, serving: Serving) -> bool:
+    return task.output == "ranking" and serving.head == "likelihood"
+
+
+def _open_export(folder: Path, name: str | None) -> _Ranker:
     description = open_export(folder)
+    own = description["task"]["name"]
+    if name is not None and name.replace("_", "-") != own:
+        raise RecipeError(problem("--task", name, f"this export has {own}", "leave it out, or export that task"))
     task = registry.load("recft.tasks", description["task"]["name"])
     serving = Serving.from_json(description["serving"])
     engine = registry.load("recft.exports", description["target"]).open(folder, serving)
     items = pl.read_parquet(folder / ITEMS)
+
+    def likelihoods(bodies: Sequence[str], tails: Sequence[str]) -> np.ndarray:
+        longest = max(tails, key=lambda tail: len(engine.tokenizer(tail, verbose=False)["input_ids"]))
+        fitted = [text[0] for text in serving.cut(engine.tokenizer, [(body, longest) for body in bodies])]
+        found = engine.encode([(body, tail) for body in fitted for tail in tails])[:, 0]
+        return np.asarray(found.reshape(len(bodies), len(tails)))
+
     return _Ranker(
         task,
         task.Config.model_validate(description["task"]),
@@ -209,6 +232,7 @@ def _open_export(folder: Path) -> _Ranker:
         description["table"],
         serving.calibration,
         None,
+        likelihoods if _ranks_by_likelihood(task, serving) else None,
     )
 
 
@@ -260,7 +284,12 @@ def recommend(
 
 
 def recommend_file(
-    source: Path | str, table: Path | str, out: Path | str, top: int = 10, listen: Listener = silent
+    source: Path | str,
+    table: Path | str,
+    out: Path | str,
+    top: int = 10,
+    task: str | None = None,
+    listen: Listener = silent,
 ) -> dict[str, Any]:
     """Ranks for every row of a table and writes the lists; how many rows, and where, comes back.
 
@@ -269,6 +298,7 @@ def recommend_file(
         table: CSV, JSONL or Parquet with one of the columns query, history (ids by comma) and user.
         out: Parquet with the table's column and lists `items` and `scores`.
         top: how many places.
+        task: which task of the run ranks, where it has several.
         listen: hears of stages and progress.
 
     Raises:
@@ -293,7 +323,7 @@ def recommend_file(
             problem(f"{table}: row {empty}", f"an empty {kind}", "every row has one", "fill or remove the row")
         )
     wanted = [(kind, [part.strip() for part in value.split(",")] if kind == "history" else value) for value in values]
-    ranker = _open(Path(source))
+    ranker = _open(Path(source), task)
     found = ranker.rank(wanted, top, listen)
     with atomic_file(out) as draft:
         pl.DataFrame(

@@ -192,6 +192,7 @@ class LabelSettings(Settings):
     """Where yes and no come from in a pointwise task."""
 
     at_least: float | None = Field(default=None, description="a rating of at least this is yes, any other is no")
+    stars: bool = Field(default=False, description="the rating itself; what task rating predicts, and sets by itself")
     negatives: Positive | None = Field(
         default=None, description="for each bought item, so many drawn by popularity from what was not bought by then"
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,16 @@ TEXT_TARGETS: dict[str, dict[str, Any]] = {
     "reply": {"reply": "reply"},
     "preference": {"chosen": "reply", "rejected": ["worse", "worst"]},
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fits of classic rows are cached for this session alone: an older one's would hide what changed since."""
+    with pytest.MonkeyPatch.context() as patch:
+        before = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        patch.setenv("MPLCONFIGDIR", os.environ.get("MPLCONFIGDIR") or str(before / "matplotlib"))  # its fonts stay
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -196,7 +207,7 @@ def _titles() -> list[str]:
     return [*titles, titles[-1]]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def toy_recipe(toy_shop: Path, tiny_bert: Path, tiny_llama: Path) -> ToyRecipe:
     """`toy_recipe(task, kind, method, quantization, **sections)`: a recipe of four steps on the toy shop.
 

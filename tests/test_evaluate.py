@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 from safetensors.torch import load_file, save_file
 
+from recft import registry
 from recft.errors import DataError, GateError, ModelError, RecipeError
 from recft.evaluate import evaluate
 from recft.recipe import Recipe
@@ -32,8 +33,9 @@ def test_every_row_has_scores_intervals_and_a_paired_difference(run: Path) -> No
     report = evaluate(run)
     assert read_json(run / "eval" / "test.json") == report
     assert set(report["baselines"]) == {"bm25", "popularity"}
-    assert set(report["ci"]) == {"base", "tuned", "bm25", "popularity"}
-    assert set(report["paired"]) == {"tuned - base", "tuned - bm25", "tuned - popularity"}
+    assert set(report["ci"]) == {"base", "tuned", "bm25", "popularity", "fused", "fused_without_model"}
+    fused = {f"fused - {row}" for row in ("tuned", "bm25", "popularity", "fused_without_model")}
+    assert set(report["paired"]) == {"tuned - base", "tuned - bm25", "tuned - popularity", *fused}
     for row, metrics in report["ci"].items():
         scores = report[row] if row in report else report["baselines"][row]
         for name, (low, high) in metrics.items():
@@ -41,6 +43,11 @@ def test_every_row_has_scores_intervals_and_a_paired_difference(run: Path) -> No
     for other, scores in (("base", report["base"]), *report["baselines"].items()):
         difference = report["paired"][f"tuned - {other}"]["ndcg@10"]["mean"]
         assert difference == pytest.approx(report["tuned"]["ndcg@10"] - scores["ndcg@10"])
+    for other in ("tuned", "fused_without_model"):
+        difference = report["paired"][f"fused - {other}"]["ndcg@10"]["mean"]
+        assert difference == pytest.approx(report["fused"]["ndcg@10"] - report[other]["ndcg@10"])
+    assert set(report["fusion"]["weights"]) == {"tuned", "bm25", "popularity"}
+    assert set(report["fusion"]["weights_without_model"]) == {"bm25", "popularity"}
     assert report["protocol"]["n_candidates"] == 40 and report["protocol"]["split"] == "test"
 
 
@@ -123,10 +130,29 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         evaluate(tmp_path)
 
 
-def test_a_baseline_for_other_data_is_refused(toy_recipe: ToyRecipe, tmp_path: Path) -> None:
+def test_a_baseline_for_other_data_is_refused_before_a_model_is_loaded(
+    toy_recipe: ToyRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
     tune(toy_recipe("next-item", "encoder", LORA, eval={"baselines": ["bm25"]}), tmp_path / "run")
-    with pytest.raises(DataError, match=r"eval.baselines: bm25 on interactions"):
+    monkeypatch.setattr(sys.modules["recft.evaluate"], "open_adapter", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(RecipeError, match=r"eval.baselines: bm25 on interactions.*fix: .*popularity"):
         evaluate(tmp_path / "run")
+
+
+def test_classic_rows_that_make_sense_are_there_unasked(toy_recipe: ToyRecipe, tmp_path: Path) -> None:
+    recipe = toy_recipe(method=LORA, tune={"max_steps": 1}, eval={"baselines": None})
+    tune(recipe, tmp_path / "run")
+    members = {name: registry.load("recft.baselines", name) for name in registry.names("recft.baselines")}
+    quick = {
+        name
+        for name, member in members.items()
+        if "queries" in member.tables and "ranking" in member.outputs and getattr(member, "by_default", True)
+    }
+    report = evaluate(tmp_path / "run")
+    assert set(report["baselines"]) == quick and "bm25" in quick
+    assert set(report["fusion"]["weights"]) == {"tuned", *quick}
 
 
 def test_sampled_negatives_are_called_sampled(toy_recipe: ToyRecipe, tmp_path: Path) -> None:

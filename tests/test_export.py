@@ -139,6 +139,13 @@ def test_a_target_that_cannot_carry_the_run_names_those_that_can(toy_recipe: Toy
     assert not (tmp_path / "out").exists()
 
 
+def test_the_tasks_own_metric_is_certified_whatever_the_report_shows(toy_recipe: ToyRecipe, tmp_path: Path) -> None:
+    tune(toy_recipe(method={"name": "lora", "rank": 4}, eval={"metrics": ["mrr@10"]}), tmp_path / "run")
+    found = export(tmp_path / "run", "merged", tmp_path / "out")["certificate"]
+    assert set(found["metrics"]["served"]) == {"mrr@10", "ndcg@10"}
+    assert found["metric"] == "ndcg@10" and abs(found["metric_change"]) < 0.01
+
+
 @pytest.mark.parametrize("onto", ["auto", "original", "dequantized"])
 def test_the_weights_under_the_adapter_are_those_asked_for(onto: Any, toy_recipe: ToyRecipe, tmp_path: Path) -> None:
     recipe = toy_recipe(method={"name": "lora", "rank": 4}, quantization="nf4")
@@ -222,5 +229,6 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
             found = certificate.Rows.read(tmp_path / "rows.parquet")
             assert found.contexts == rows.contexts and found.items == rows.items
             assert np.array_equal(found.context_outputs, outputs)
-            expected = certificate.reference_scores(rows)
-            assert np.array_equal(certificate.reference_scores(found), expected)
+            for head in ("embedding", "likelihood") if not items else ("embedding",):
+                expected = certificate.reference_scores(rows, head)
+                assert np.array_equal(certificate.reference_scores(found, head), expected)

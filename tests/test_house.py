@@ -6,11 +6,13 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
 from recft import registry
 from recft.schema import MethodSettings, Settings, TaskSettings
+from recft.tasks._base import Reads
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "recft"
@@ -156,6 +158,29 @@ def members() -> list[tuple[str, str]]:
     return [(family, name) for family in FAMILIES for name in registry.names(f"recft.{family}")]
 
 
+def ways_of(member: Any) -> set[str]:
+    """The ways in which a task may meet a record, whatever its settings."""
+    settings = member.Config()
+    choices = {
+        name: get_args(field.annotation)
+        for name, field in member.Config.model_fields.items()
+        if get_origin(field.annotation) is Literal
+    }
+    each = [settings.model_copy(update={name: value}) for name, values in choices.items() for value in values]
+    return {member.reads(config) for config in (settings, *each)}
+
+
+def lacking(member: Any, wanted: dict[str, str]) -> list[str]:
+    """What a member has not of its protocol: a docstring's `(towers, contexts)` says which tasks need the method."""
+    found = []
+    for attribute, words in wanted.items():
+        named = [set(part.split(", ")) for part in re.findall(r"\(([a-z, ]+)\)", words)]
+        only = next((ways for ways in named if ways <= set(get_args(Reads))), None)
+        if (only is None or only & ways_of(member)) and not hasattr(member, attribute):
+            found.append(attribute)
+    return found
+
+
 def attributes_of(family: str) -> dict[str, str]:
     """What the family's protocol asks a member to have, with docstrings: the class named as the family, singular."""
     tree = parsed(PACKAGE / family / "_base.py")
@@ -173,16 +198,38 @@ def attributes_of(family: str) -> dict[str, str]:
 @pytest.mark.parametrize(("family", "name"), members(), ids=lambda word: word)
 def test_members_meet_their_protocol(family: str, name: str) -> None:
     member = registry.load(f"recft.{family}", name)
-    for attribute, words in attributes_of(family).items():
-        # `(ranking tasks)` and `(label tasks)` say which members have it.
-        only = re.search(r"\((\w+) tasks\)", words)
-        if only and not member.output.startswith(only[1]):
-            continue
-        assert hasattr(member, attribute), attribute
+    assert not lacking(member, attributes_of(family))
     summary = member.summary
     assert summary, "no summary"
     assert "\n" not in summary
     assert not summary.endswith(".") or family == "cli"
+
+
+@pytest.mark.parametrize(
+    ("ways", "needs"),
+    [
+        (("towers",), {"contexts", "candidates"}),
+        (("pairs",), {"pairs", "scores"}),
+        (("contexts",), {"contexts", "scores"}),
+        (("towers", "pairs"), {"contexts", "candidates", "pairs", "scores"}),
+    ],
+)
+def test_the_protocol_test_can_fail(ways: tuple[str, ...], needs: set[str]) -> None:
+    """A task that has nothing but its ways of reading lacks just what they need, and what every task needs."""
+
+    class Settings(TaskSettings):
+        name: str = "bare"
+        way: Literal["first", "last"] = "first"
+
+    class Bare:
+        Config = Settings
+
+        def reads(self, config: Settings) -> str:
+            return ways[0 if config.way == "first" else -1]
+
+    found = set(lacking(Bare(), attributes_of("tasks")))
+    assert found & {"contexts", "candidates", "pairs", "scores"} == needs
+    assert {"summary", "head", "labels", "batch", "loss", "needs_base"} <= found
 
 
 @pytest.mark.parametrize("family", ["tasks", "methods"])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from recft import Recipe, evaluate, tune
-from recft.schema import DataSettings
+from recft.schema import DataSettings, TextsTable
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 WORDS = ["red", "blue", "steel", "bottle", "lamp", "chair", "杯子", "手机", "green", "wool", "scarf", "toner"]
@@ -24,7 +24,7 @@ def write_table(path: Path, rows: list[dict[str, Any]], suffixes: list[str]) -> 
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     else:
         stream = io.StringIO()
-        writer = csv.DictWriter(stream, list(rows[0]))
+        writer = csv.DictWriter(stream, list(rows[0]), delimiter="\t" if ".tsv" in suffixes else ",")
         writer.writeheader()
         writer.writerows(rows)
         text = stream.getvalue()
@@ -35,11 +35,14 @@ def write_table(path: Path, rows: list[dict[str, Any]], suffixes: list[str]) -> 
 def toy_tables(data: DataSettings, folder: Path) -> list[str]:
     """Writes small tables with a recipe's own column names; the overrides that name them come back."""
     ids = [str(100 + number) for number in range(30)]
-    items = []
-    for number, name in enumerate(ids):
-        text = f"{WORDS[number % 12]} {WORDS[number * 5 % 12]} {number}"
-        items.append({**dict.fromkeys(data.items.text, text), data.items.id: name})
-    tables: dict[str, list[dict[str, Any]]] = {"items": items}
+    tables: dict[str, list[dict[str, Any]]] = {}
+    if data.items is not None:
+        texts = [f"{WORDS[number % 12]} {WORDS[number * 5 % 12]} {number}" for number in range(30)]
+        tables["items"] = [
+            {**dict.fromkeys(data.items.text, text), data.items.id: name} for name, text in zip(ids, texts, strict=True)
+        ]
+    if data.texts is not None:
+        tables |= {name: text_rows(data.texts) for name in ("texts.path", "texts.valid", "texts.test")}
     if data.queries is not None and data.queries.item is not None:
         names = data.queries.query, data.queries.item, str(data.queries.grade)
         tables["queries"] = [
@@ -66,10 +69,28 @@ def toy_tables(data: DataSettings, folder: Path) -> list[str]:
         ]
     overrides = []
     for name, rows in tables.items():
-        path = folder / f"{name}{''.join(Path(getattr(data, name).path).suffixes)}"
-        write_table(path, rows, path.suffixes)
-        overrides.append(f"data.{name}.path={path}")
+        key = name if "." in name else f"{name}.path"
+        if key in data.files():
+            suffixes = Path(data.files()[key]).suffixes
+            path = folder / f"{key}{''.join(suffixes)}"
+            write_table(path, rows, suffixes)
+            overrides.append(f"data.{key}={path}")
     return overrides
+
+
+def text_rows(table: TextsTable) -> list[dict[str, Any]]:
+    """60 texts, answered as a recipe has it: by a label, a reply, a chosen and rejected ones, or in conversations."""
+    rows = []
+    for number in range(60):
+        answer, asked = WORDS[number % 4], f"{WORDS[number % 4]} {number}?"
+        row: dict[str, Any] = dict.fromkeys(table.text, asked)
+        row |= {str(column): answer for column in (table.label, table.reply, table.chosen) if column}
+        worse = (table.rejected,) if isinstance(table.rejected, str) else table.rejected or ()
+        row |= dict.fromkeys(worse, WORDS[4 + number % 4])
+        if table.messages:
+            row[table.messages] = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        rows.append(row | ({table.group: f"g{number % 30}"} if table.group else {}))
+    return rows
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

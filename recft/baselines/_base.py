@@ -51,6 +51,8 @@ class Baseline(Protocol):
         tables: the prepared tables it reads.
         outputs: task outputs it makes sense for.
         grid: settings to try on validation, the default first.
+        by_default: whether it stands in a table that names no classic rows; slow ones do not.
+        most_items: the largest catalogue that it can be fitted on; any where None.
         probabilities: whether its scores are probabilities (of yes; or of the classes, a row summing to 1).
     """
 
@@ -59,6 +61,8 @@ class Baseline(Protocol):
     outputs: tuple[str, ...]
     grid: tuple[Mapping[str, Any], ...]
     probabilities: bool
+    by_default: bool
+    most_items: int | None
 
     def fit(self, known: Known, settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """What was learned, as arrays without objects."""
@@ -93,8 +97,8 @@ def known(store: Store, split: Split) -> Known:
         held = _in_histories(store.records(split), len(log))
         for part in learned:
             held |= _in_histories(part, len(log)) | _in_targets(part, log)
-    part = log.kept(held)
-    return Known(store, split, part, records, int(part.times.max()) if len(part) else None)
+    before = log.kept(held)
+    return Known(store, split, before, records, int(before.times.max()) if len(before) else None)
 
 
 def _in_histories(records: Records, n_events: int) -> np.ndarray:
@@ -159,4 +163,5 @@ def _joined(first: Records, second: Records) -> Records:
         offsets=np.concatenate([first.offsets, first.offsets[-1] + second.offsets[1:]]),
         items=np.concatenate([first.items, second.items]),
         grades=np.concatenate([first.grades, second.grades]),
+        columns={name: [*first.columns[name], *second.columns[name]] for name in first.columns},
     )

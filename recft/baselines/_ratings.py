@@ -52,7 +52,7 @@ def damped(owners: np.ndarray, values: np.ndarray, n: int, damping: float) -> np
     [1.0, 0.0]
     """
     count = np.bincount(owners, minlength=n)
-    return np.bincount(owners, weights=values, minlength=n) / np.maximum(count + damping, 1e-12)
+    return np.asarray(np.bincount(owners, weights=values, minlength=n) / np.maximum(count + damping, 1e-12))
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ class Als:
         {"factors": 32, "alpha": 4.0, "regularisation": 20.0},
     )
     probabilities: bool = False
+    by_default: bool = True
+    most_items: int | None = None
 
     def fit(self, known: Known, settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The items' factors."""

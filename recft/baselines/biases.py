@@ -30,7 +30,7 @@ class Biases:
     """The baseline."""
 
     tables: tuple[Table, ...] = ("interactions",)
-    outputs: tuple[str, ...] = ("values", "labels")
+    outputs: tuple[str, ...] = ("values",)
     summary: str = "the mean rating, the item's and the user's departure from it"
     grid: tuple[Mapping[str, Any], ...] = (
         {"item_damping": 5.0, "user_damping": 5.0},
@@ -39,6 +39,8 @@ class Biases:
         {"item_damping": 25.0, "user_damping": 10.0},
     )
     probabilities: bool = False
+    by_default: bool = True
+    most_items: int | None = None
 
     def fit(self, known: Known, settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The mean and the items' departures."""
@@ -54,7 +56,7 @@ class Biases:
         owners, items, ratings = of_histories(records, rows)
         left = ratings - mean - arrays["items"][items]
         users = damped(owners, left, len(rows), float(arrays["user_damping"]))
-        return np.clip(mean + users[:, None] + arrays["items"], low, high).astype(np.float32)
+        return np.asarray(np.clip(mean + users[:, None] + arrays["items"], low, high), np.float32)
 
 
 MEMBER = Biases()

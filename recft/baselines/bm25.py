@@ -85,7 +85,7 @@ class Index:
 class Bm25:
     """The baseline; it is fitted on the catalogue's text alone and sees no judgement."""
 
-    tables: tuple[Table, ...] = ("queries",)
+    tables: tuple[Table, ...] = ("queries", "texts")
     outputs: tuple[str, ...] = ("ranking",)
     summary: str = "shared words, rare ones counting more"
     grid: tuple[Mapping[str, Any], ...] = (
@@ -95,6 +95,8 @@ class Bm25:
         {"k1": 2.0, "b": 0.4},
     )
     probabilities: bool = False
+    by_default: bool = True
+    most_items: int | None = None
 
     def fit(self, known: Known, settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The index of the catalogue."""

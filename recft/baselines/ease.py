@@ -44,6 +44,8 @@ class Ease:
         {"regularisation": 1000.0},
     )
     probabilities: bool = False
+    by_default: bool = True
+    most_items: int | None = MOST_ITEMS
 
     def fit(self, known: Known, settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The weights from item to item.
@@ -72,7 +74,8 @@ class Ease:
         factor = torch.from_numpy(gram)
         torch.linalg.cholesky(factor, out=factor)
         inverse = torch.cholesky_inverse(factor).numpy()
-        weights = -(inverse / np.diag(inverse)).astype(np.float32)
+        inverse /= -inverse.diagonal()
+        weights = inverse.astype(np.float32, copy=False)
         weights[np.diag_indices(n_items)] = 0.0
         return {"weights": weights}
 

@@ -44,6 +44,8 @@ class ItemKnn:
         {"decay_days": 120, "shrinkage": 0.0, "recent_pairs": True},
     )
     probabilities: bool = False
+    by_default: bool = True
+    most_items: int | None = None
 
     def fit(self, known: Known, settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Each item's nearest."""

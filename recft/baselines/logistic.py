@@ -150,6 +150,8 @@ class Logistic:
     summary: str = "logistic regression on popularity, own purchases, company and ratings"
     grid: tuple[Mapping[str, Any], ...] = ({"regularisation": 1.0}, {"regularisation": 100.0})
     probabilities: bool = True
+    by_default: bool = True
+    most_items: int | None = None
 
     def fit(self, known: Known, settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The weights of the features, and what the features are made of."""

@@ -73,6 +73,8 @@ class Mf:
         {"factors": 32, "regularisation": 0.15},
     )
     probabilities: bool = False
+    by_default: bool = True
+    most_items: int | None = None
 
     def fit(self, known: Known, settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The items' factors, with biases where there are ratings."""
@@ -91,7 +93,7 @@ class Mf:
         entries = Sparse.of(owners, items, (ratings - mean).astype(np.float32), len(rows))
         users = _side(entries, arrays["items"], float(arrays["regularisation"]))
         found = mean + users[:, -1:] + arrays["items"][:, -1] + users[:, :-1] @ arrays["items"][:, :-1].T
-        return np.clip(found, low, high).astype(np.float32)
+        return np.asarray(np.clip(found, low, high), np.float32)
 
 
 MEMBER = Mf()

@@ -54,6 +54,8 @@ class Popularity:
         {"of": "events", "decay_days": 14},
     )
     probabilities: bool = False
+    by_default: bool = True
+    most_items: int | None = None
 
     def fit(self, known: Known, settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The counts of the items."""

@@ -34,6 +34,8 @@ class Recency:
     summary: str = "what is taken at present, the same for everyone"
     grid: tuple[Mapping[str, Any], ...] = ({"window_days": 7}, {"window_days": 0}, {"window_days": 28})
     probabilities: bool = False
+    by_default: bool = True
+    most_items: int | None = None
 
     def fit(self, known: Known, settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The scores of the items."""

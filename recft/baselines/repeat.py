@@ -38,6 +38,8 @@ class Repeat:
         {"decay_days": None},
     )
     probabilities: bool = False
+    by_default: bool = True
+    most_items: int | None = None
 
     def fit(self, known: Known, settings: Mapping[str, Any]) -> dict[str, np.ndarray]:  # noqa: ARG002 (nothing is learned)
         """The decay alone."""

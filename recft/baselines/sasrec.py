@@ -5,15 +5,16 @@
 
 Kang and McAuley, Self-attentive sequential recommendation (2018), with the full cross-entropy of Klenitskiy and
 Vasilev, Turning dross into gold loss: is BERT4Rec really better than SASRec? (2023). We depart from it in size (64
-numbers, one head, 50 events, half of the positions of each pass in the loss) and in time: the passes are few and one
-of the settings, and at most 3,000 steps are taken, so that it fits within minutes on a processor. The same seed each
-time.
+numbers, one head, 50 events), in what is learned (the next item is drawn from the next basket, anew in each pass:
+within a basket there is no order; half of the places of a pass take part) and in time: at most 3,000 steps, so that
+it fits within minutes on a processor. The same seed each time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,24 +77,49 @@ def _states(weights: Mapping[str, torch.Tensor], items: torch.Tensor, dropout: f
     return functional.layer_norm(x, (WIDTH,), weights["scale"], weights["shift"])
 
 
-def _sequences(log: Log, n_items: int) -> np.ndarray:
-    """Every user's events in pieces of LENGTH + 1 that overlap by one, padded at the left with N, (S, LENGTH + 1)."""
-    bounds = np.flatnonzero(np.concatenate([[True], log.users[1:] != log.users[:-1], [True]])) if len(log) else [0]
-    pieces = []
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-        # From the end, so that the latest events fill a whole piece.
-        for end in range(int(stop), int(start) + 1, -LENGTH):
-            piece = log.items[max(int(start), end - LENGTH - 1) : end]
-            pieces.append(np.concatenate([np.full(LENGTH + 1 - len(piece), n_items), piece]))
-    return np.array(pieces, np.int64).reshape(-1, LENGTH + 1)
+@dataclass(frozen=True)
+class _Pieces:
+    """Sequences to learn from, padded at the left.
+
+    Attributes:
+        places: (S, LENGTH) places in the log, -1 where there is none.
+        items: (E + 1,) the log's items, padding last.
+        next_starts: (E + 1,) where the next basket of the same user starts.
+        next_sizes: (E + 1,) how many items it has; 0 where there is none.
+    """
+
+    places: np.ndarray
+    items: np.ndarray
+    next_starts: np.ndarray
+    next_sizes: np.ndarray
+
+    @classmethod
+    def of(cls, log: Log, n_items: int) -> _Pieces:
+        """Every user's events in pieces of LENGTH, from the end, so that the latest fill a whole piece."""
+        fresh = np.ones(len(log) + 1, bool)
+        fresh[1:-1] = (log.users[1:] != log.users[:-1]) | (log.times[1:] != log.times[:-1])
+        bounds = np.append(
+            np.flatnonzero(fresh), len(log)
+        )  # the end twice: the last basket is followed by an empty one
+        following = np.searchsorted(bounds, np.arange(len(log)), side="right")
+        starts = bounds[following]
+        own = log.users[np.minimum(starts, max(len(log) - 1, 0))] == log.users
+        sizes = np.where(own, bounds[np.minimum(following + 1, len(bounds) - 1)] - starts, 0)
+        first, pieces = np.searchsorted(log.users, np.unique(log.users)), []
+        for start, stop in pairwise([*first.tolist(), len(log)]):
+            for end in range(stop, start, -LENGTH):
+                piece = np.arange(max(start, end - LENGTH), end)
+                pieces.append(np.concatenate([np.full(LENGTH - len(piece), -1), piece]))
+        items = np.append(log.items, n_items).astype(np.int64)
+        places = np.array(pieces, np.int64).reshape(-1, LENGTH)
+        useful = (np.append(sizes, 0)[places] > 0).any(axis=1)
+        return cls(places[useful], items, np.append(starts, 0), np.append(sizes, 0))
 
 
-def _train(sequences: np.ndarray, n_items: int, epochs: int, dropout: float) -> dict[str, torch.Tensor]:
-    """The weights after some passes."""
+def _start(n_items: int, maker: torch.Generator) -> dict[str, torch.Tensor]:
+    """Weights to begin with."""
     import torch
-    from torch.nn import functional
 
-    maker = torch.Generator().manual_seed(0)
     weights: dict[str, torch.Tensor] = {}
     for name, shape in _shapes(n_items).items():
         last = name.rpartition(".")[2]
@@ -101,21 +127,32 @@ def _train(sequences: np.ndarray, n_items: int, epochs: int, dropout: float) -> 
         if len(shape) == 2:
             start = torch.randn(shape, generator=maker) * (0.02 if last in ("items", "places") else WIDTH**-0.5)
         weights[name] = start.requires_grad_()
+    return weights
+
+
+def _train(pieces: _Pieces, n_items: int, epochs: int, dropout: float) -> dict[str, torch.Tensor]:
+    """The weights after some passes."""
+    import torch
+    from torch.nn import functional
+
+    maker = torch.Generator().manual_seed(0)
+    draws = np.random.default_rng(0)
+    weights = _start(n_items, maker)
     optimizer = torch.optim.Adam(weights.values(), lr=LEARNING_RATE, betas=(0.9, 0.98))
-    data = torch.from_numpy(sequences)
-    n_batches = -(-len(data) // BATCH)
-    n_steps = min(MOST_STEPS, epochs * n_batches)
-    steps = (part for _ in range(epochs) for part in torch.randperm(len(data), generator=maker).split(BATCH))
-    for step, part in zip(range(n_steps), steps, strict=False):
+    n_steps = min(MOST_STEPS, epochs * -(-len(pieces.places) // BATCH))
+    batches = (part for _ in range(epochs) for part in torch.randperm(len(pieces.places), generator=maker).split(BATCH))
+    for step, part in zip(range(n_steps), batches, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / 50) * (1 - 0.9 * step / n_steps)
-        batch = data[part]
-        rows, places = (batch[:, 1:] != n_items).logical_and(batch[:, :-1] != n_items).nonzero(as_tuple=True)
-        most = max(1, min(len(rows) // 2, _SCORED // max(n_items, 1)))
-        chosen = torch.randperm(len(rows), generator=maker)[:most]
-        states = _states(weights, batch[:, :-1], dropout)[rows[chosen], places[chosen]]
+        places = pieces.places[part.numpy()]
+        rows, columns = np.nonzero(pieces.next_sizes[places])
+        chosen = draws.permutation(len(rows))[: max(1, min(len(rows) // 2, _SCORED // max(n_items, 1)))]
+        rows, columns = rows[chosen], columns[chosen]
+        events = places[rows, columns]
+        drawn = pieces.next_starts[events] + draws.integers(0, pieces.next_sizes[events])
+        states = _states(weights, torch.from_numpy(pieces.items[places]), dropout)[rows, columns]
         logits = states @ weights["items"][:n_items].T
-        loss = functional.cross_entropy(logits, batch[:, 1:][rows[chosen], places[chosen]])
+        loss = functional.cross_entropy(logits, torch.from_numpy(pieces.items[drawn]))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -129,19 +166,21 @@ class Sasrec:
     tables: tuple[Table, ...] = ("interactions",)
     outputs: tuple[str, ...] = ("ranking", "labels")
     summary: str = "the next item from the order of the last ones, by self-attention"
-    grid: tuple[Mapping[str, Any], ...] = ({"epochs": 6, "dropout": 0.2}, {"epochs": 12, "dropout": 0.2})
+    grid: tuple[Mapping[str, Any], ...] = ({"epochs": 6, "dropout": 0.2}, {"epochs": 3, "dropout": 0.2})
     probabilities: bool = False
+    by_default: bool = False  # it takes minutes
+    most_items: int | None = None
 
     def fit(self, known: Known, settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The weights."""
         import torch
 
         n_items = len(known.store.item_ids)
-        sequences = _sequences(log_of(known, "sasrec"), n_items)
+        pieces = _Pieces.of(log_of(known, "sasrec"), n_items)
         # Dropout draws from torch's own numbers: they are set here, and put back for whoever draws after.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            weights = _train(sequences, n_items, settings["epochs"], settings["dropout"])
+            weights = _train(pieces, n_items, settings["epochs"], settings["dropout"])
         return {name: tensor.detach().numpy() for name, tensor in weights.items()}
 
     def scores(self, arrays: Arrays, store: Store, records: Records, rows: np.ndarray) -> np.ndarray:

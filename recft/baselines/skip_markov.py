@@ -90,6 +90,8 @@ class SkipMarkov:
         {"window": 10, "decay": 0.9},
     )
     probabilities: bool = False
+    by_default: bool = True
+    most_items: int | None = None
 
     def fit(self, known: Known, settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The transitions of each item."""

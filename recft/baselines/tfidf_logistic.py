@@ -147,6 +147,8 @@ class TfidfLogistic:
     summary: str = "words and runs of characters, weighed by logistic regression (TF-IDF)"
     grid: tuple[Mapping[str, Any], ...] = ({"c": 10.0}, {"c": 3.0}, {"c": 30.0})
     probabilities: bool = True
+    by_default: bool = True
+    most_items: int | None = None
 
     def fit(self, known: Known, settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The terms' places, their idf, and the weights of each class."""
@@ -171,7 +173,7 @@ class TfidfLogistic:
         logits = found.numpy().astype(float) + arrays["intercept"]
         logits -= logits.max(axis=1, keepdims=True, initial=-np.inf) if logits.size else 0.0
         shares = np.exp(logits)
-        return (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
+        return np.asarray(shares / shares.sum(axis=1, keepdims=True), np.float32)
 
 
 def _texts(records: Records, rows: np.ndarray) -> list[str]:

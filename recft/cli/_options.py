@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Force", "JsonFile", "Overrides", "Quiet", "RecipeFile", "RunFolderPath", "Split"]
+__all__ = ["Force", "JsonFile", "Overrides", "Quiet", "RecipeFile", "RunFolderPath", "Split", "TaskName"]
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages; errors and results stay.")]
 JsonFile = Annotated[
@@ -24,6 +24,10 @@ Overrides = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace what the folder holds.")]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
 RunFolderPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, made by `recft tune`.")]
+
+TaskName = Annotated[
+    str | None, typer.Option("--task", metavar="NAME", help="Which task of the run, where it has several.")
+]
 
 
 class Split(StrEnum):

@@ -10,7 +10,7 @@ import typer
 
 from recft import registry
 from recft.cli._base import Command
-from recft.cli._options import Force, JsonFile, Quiet, RunFolderPath
+from recft.cli._options import Force, JsonFile, Quiet, RunFolderPath, TaskName
 from recft.cli._progress import listening
 from recft.cli._shell import deliver
 from recft.reports.tables import Sheet, certificate
@@ -55,6 +55,7 @@ def run(
             help="Base weights: original, dequantized, or the better one on validation (auto).",
         ),
     ] = Onto.auto,
+    task: TaskName = None,
     force: Force = False,
     quiet: Quiet = False,
     json: JsonFile = None,
@@ -63,7 +64,7 @@ def run(
     import recft
 
     with listening(quiet) as listen:
-        written = recft.export(folder, to=to, out=out, onto=onto.value, force=force, listen=listen)
+        written = recft.export(folder, to=to, out=out, onto=onto.value, force=force, task=task, listen=listen)
     deliver(written, json, *certificate_sheets(written), f"export: {out}")
 
 

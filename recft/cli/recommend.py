@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from recft.cli._base import Command
-from recft.cli._options import JsonFile, Quiet
+from recft.cli._options import JsonFile, Quiet, TaskName
 from recft.cli._progress import listening
 from recft.cli._shell import deliver
 from recft.reports.reasons import reasons
@@ -36,6 +36,7 @@ def run(
         Path | None, typer.Option("--out", metavar="FILE.parquet", help="Where the lists for --input go.")
     ] = None,
     top: Annotated[int, typer.Option("--top", metavar="K", min=1, help="How many places.")] = 10,
+    task: TaskName = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show what moves the first three scores most: words and history items.")
     ] = False,
@@ -52,13 +53,20 @@ def run(
         from recft.recommend import recommend_file
 
         with listening(quiet) as listen:
-            summary = recommend_file(source, input_file, out, top=top, listen=listen)
+            summary = recommend_file(source, input_file, out, top=top, task=task, listen=listen)
         deliver(summary, json, f"{summary['rows']:,} lists: {out}")
         return
     items = [part.strip() for part in history.split(",") if part.strip()] if history is not None else None
     with listening(quiet) as listen:
         places = recft.recommend(
-            source, query=query, history=items, user=user, top=top, explain=EXPLAINED if explain else 0, listen=listen
+            source,
+            query=query,
+            history=items,
+            user=user,
+            top=top,
+            task=task,
+            explain=EXPLAINED if explain else 0,
+            listen=listen,
         )
     asked = query if query is not None else user if user is not None else ", ".join(items or [])
     deliver(places, json, ranking(places, title=f"for: {asked}"), *reasons(places))

@@ -10,29 +10,40 @@ from recft.reports.tables import Sheet
 
 __all__ = ["MEMBER"]
 
+KINDS = ("encoder", "causal")
+
 
 def run(_quiet: Quiet = False, json: JsonFile = None) -> None:
     """List the tasks: what each reads, and how it is scored."""
-    members = {name: registry.load("recft.tasks", name) for name in registry.names("recft.tasks")}
-    found = {
-        name: {
+    found = {}
+    for name in registry.names("recft.tasks"):
+        task = registry.load("recft.tasks", name)
+        settings = task.Config(name=name)
+        heads = {kind: task.head(settings, kind) for kind in KINDS}
+        found[name] = {
             "summary": task.summary,
-            "table": task.table,
+            "tables": list(task.tables),
             "output": task.output,
-            "bases": dict(task.heads),
+            "reads": task.reads(settings),
+            "bases": {kind: head for kind, head in heads.items() if head is not None},
             "metrics": list(task.metrics),
             "monitor": task.monitor,
             "refusals": [refusal.reason for refusal in task.refusals],
         }
-        for name, task in members.items()
-    }
     sheet = Sheet(
-        columns=("task", "", "reads", "bases", "metrics"),
+        columns=("task", "", "reads", "gives", "bases", "metrics"),
         rows=[
-            (name, task["summary"], f"data.{task['table']}", ", ".join(task["bases"]), ", ".join(task["metrics"]))
+            (
+                name,
+                task["summary"],
+                ", ".join(f"data.{table}" for table in task["tables"]),
+                task["output"],
+                ", ".join(task["bases"]),
+                ", ".join(task["metrics"]),
+            )
             for name, task in found.items()
         ],
-        left=5,
+        left=6,
     )
     deliver(found, json, sheet)
 

@@ -62,14 +62,14 @@ def event_records(
     Raises:
         RecipeError: labels from ratings that are not mapped, or from two sources.
     """
-    if labels.at_least is not None and labels.negatives is not None:
+    given = {"at_least": labels.at_least is not None, "stars": labels.stars, "negatives": labels.negatives is not None}
+    named = [name for name, there in given.items() if there]
+    if len(named) > 1:
         raise RecipeError(
-            problem("data.labels", "at_least and negatives", "yes and no come from one source", "remove one of the two")
+            problem("data.labels", " and ".join(named), "grades come from one source", "remove all but one")
         )
-    if labels.at_least is not None and log.ratings is None:
-        raise RecipeError(
-            problem("data.labels.at_least", f"{labels.at_least:g}", "needs ratings", "map data.interactions.rating")
-        )
+    if named and named != ["negatives"] and log.ratings is None:
+        raise RecipeError(problem(f"data.labels.{named[0]}", "given", "needs ratings", "map data.interactions.rating"))
     shared = log.kept(drafts.kept) if not drafts.kept.all() else log
     records: dict[Split, Records] = {}
     for split in SPLITS:
@@ -120,9 +120,11 @@ Pairs = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]
 def _pairs(log: Log, spans: Spans, labels: LabelSettings) -> Pairs:
     """offsets, items and grades of the targets; an item that a record meets twice counts as it was met first."""
     items = log.items[spans.rows]
-    if labels.at_least is None or log.ratings is None:
+    least = labels.at_least
+    if log.ratings is None or (least is None and not labels.stars):
         return spans.offsets, items, np.ones(len(items), np.float32)
-    grades = (log.ratings[spans.rows] >= labels.at_least).astype(np.float32)
+    ratings = log.ratings[spans.rows]
+    grades = (ratings if least is None else ratings >= least).astype(np.float32)
     owner = np.repeat(np.arange(len(spans)), np.diff(spans.offsets))
     # Rows are in order of time, so the first of each (record, item) is the earliest.
     _, first = np.unique(owner * (int(items.max(initial=0)) + 1) + items, return_index=True)

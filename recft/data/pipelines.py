@@ -73,7 +73,7 @@ def from_interactions(data: DataSettings, ledger: Ledger, listen: Listener) -> M
     catalogue, added = _enriched(data, catalogue, until, ledger, listen)
     ledger.settle()
     listen("stage", {"stage": "split", "rows": len(log)})
-    drafts = split_events(log, data.split, data.labels.at_least is not None)
+    drafts = split_events(log, data.split, data.labels.at_least is not None or data.labels.stars)
     records = event_records(log, drafts, data.labels, data.split.seed, user_ids, catalogue.frame.height, kept)
     listen("stage", {"stage": "audit"})
     audit_events(log, drafts.splits, records, by)
@@ -97,6 +97,8 @@ def _label_source(data: DataSettings) -> Facts:
         drawn = "by popularity in training, from items not bought up to and including the target basket"
         source = {"source": "sampled", "negatives_a_target": data.labels.negatives, "drawn": drawn}
         return {"labels": {**source, "seed": data.split.seed}}
+    if data.labels.stars:
+        return {"labels": {"source": "rating", "stars": True}}
     if data.labels.at_least is not None:
         return {"labels": {"source": "rating", "yes_at_least": data.labels.at_least}}
     return {}
@@ -193,6 +195,8 @@ def from_texts(data: DataSettings, ledger: Ledger, listen: Listener) -> Made:
     shared = shared_texts(texts, draft)
     if shared:
         facts["texts"]["in_two_splits"] = shared
+    if texts.key != "text" and (divided := shared_texts(texts, draft, "key")):
+        facts["texts"]["groups_in_two_splits"] = divided
     return Made(items, records, facts, lambda count, most: text_length_card(texts, count, most))
 
 

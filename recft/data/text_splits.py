@@ -143,13 +143,14 @@ def _check_labels(draft: TextDraft, labels: Ints, names: list[str]) -> None:
         raise DataError("\n".join(lines))
 
 
-def shared_texts(texts: Texts, draft: TextDraft) -> dict[str, dict[str, int]]:
-    """How many normalised texts stand in two splits, and how many rows of the later one they are."""
-    keys = texts.frame["text_key"]
+def shared_texts(texts: Texts, draft: TextDraft, column: str = "text_key") -> dict[str, dict[str, int]]:
+    """How many normalised texts (by `key`: groups) are in two splits, and how many rows of the later one they are."""
+    keys = texts.frame[column]
+    what = "texts" if column == "text_key" else "groups"
     found: dict[str, dict[str, int]] = {}
     for one, other in combinations(SPLITS, 2):
         later = keys.gather(draft[other])
         again = later.filter(later.is_in(keys.gather(draft[one]).unique().implode()))
         if len(again):
-            found[f"{one} and {other}"] = {"texts": again.n_unique(), f"rows of {other}": len(again)}
+            found[f"{one} and {other}"] = {what: again.n_unique(), f"rows of {other}": len(again)}
     return found

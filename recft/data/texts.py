@@ -30,6 +30,8 @@ __all__ = ["Texts", "read_texts"]
 
 _NEEDS_TEXT = "every row needs text in one of its text columns"
 _NEEDS_REJECTED = "every preference needs a rejected answer"
+_NO_MESSAGES = "an answer is a text, not a list of messages"
+_MESSAGES = r'^\[\s*\{[^}]*"role"\s*:'
 _DIFFERENT = "the chosen answer is none of the rejected ones"
 
 
@@ -111,7 +113,8 @@ def read_texts(settings: DataSettings, ledger: Ledger) -> Texts:
 
 def _read(split: str, path: Path, table: TextsTable, skip: bool, ledger: Ledger) -> pl.DataFrame:
     """One file's rows: file, text, text_key, key, candidates, fields and kept columns."""
-    nested = [name for name in (table.messages, *_rejected(table)) if name is not None]
+    answered = [name for name in (table.reply, table.chosen, *_rejected(table)) if name is not None]
+    nested = [*answered, *([table.messages] if table.messages is not None else [])]
     target = [name for name in (table.label, table.reply, table.chosen) if name is not None]
     group = [table.group] if table.group is not None else []
     used = list(dict.fromkeys([*table.text, *nested, *target, *group]))
@@ -128,6 +131,7 @@ def _read(split: str, path: Path, table: TextsTable, skip: bool, ledger: Ledger)
             rules.append(Rule(SEPARATOR.join(table.text), _NEEDS_TEXT, empty))
         told = {table.label: "a label", table.reply: "a reply", table.chosen: "a chosen answer"}
         rules += [Rule(name, f"every row needs {told[name]}", pl.col(name).is_null()) for name in target]
+        rules += [Rule(name, _NO_MESSAGES, pl.col(name).str.contains(_MESSAGES)) for name in answered]
         rules += [Rule(name, "every row needs its group", pl.col(name).is_null()) for name in group]
         sound = sift(batch, rules, ledger, path.name)
         named = (

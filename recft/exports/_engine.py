@@ -98,7 +98,7 @@ def tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], serving: S
     For a likelihood they are tokenized apart, and `tail_mask` marks the tail.
     """
     if serving.head == "likelihood":
-        return _apart(tokenizer, texts, serving)
+        return _apart(tokenizer, texts, serving)  # torch tensors, which numpy takes as they are
     options: dict[str, Any] = {
         "padding": True,
         "truncation": True,

@@ -104,9 +104,7 @@ class Adapter:
         settings = ModelSettings.model_validate(read_json(folder / "base.json"))
         tokenizer = open_tokenizer(folder)
         dtype = _dtype(settings)
-        base = load_base(
-            settings, serving.carrier or serving.head, device_of(), dtype, n_labels=serving.n_outputs
-        ).model
+        base = load_base(settings, serving.carrier, device_of(), dtype, n_labels=serving.n_outputs).model
         try:
             with quiet(), warnings.catch_warnings():
                 # PEFT asks transformers under a name that transformers is about to drop: nothing a user can mend.

@@ -44,13 +44,7 @@ class Onnx:
     needs: tuple[str, ...] = ()
     extra: str | None = "onnx"
     carries_base: bool = True
-    refusals: tuple[Refusal, ...] = (
-        Refusal(
-            when={"head": "likelihood"},
-            reason="a likelihood picks the tokens of the reply, whose number a graph cannot know",
-            fix="export to merged or adapter",
-        ),
-    )
+    refusals: tuple[Refusal, ...] = ()
 
     def write(self, source: Source, folder: Path) -> None:
         """Writes `model.onnx` (and `model.onnx.data` beyond 2 GB), `graph.json` and the tokenizer's files."""
@@ -102,8 +96,10 @@ class Onnx:
         names = [entry.name for entry in session.get_inputs()]
 
         def compute(texts: list[Text]) -> np.ndarray:
+            import numpy as np
+
             batch = tokens(tokenizer, texts, serving, "np")
-            answer: np.ndarray = session.run(["outputs"], {name: batch[name].astype("int64") for name in names})[0]
+            answer: np.ndarray = session.run(["outputs"], {name: np.asarray(batch[name], "int64") for name in names})[0]
             return answer
 
         return Engine("ONNX Runtime", onnxruntime.__version__, batched(compute), tokenizer, "float32")
@@ -150,6 +146,10 @@ def _example(model: TextModel, source: Source) -> dict[str, Tensor]:
     inputs: dict[str, Any] = {"input_ids": mask.clone(), "attention_mask": mask}
     if "token_type_ids" in source.tokenizer.model_input_names:
         inputs["token_type_ids"] = torch.zeros_like(mask)
+    if model.serving.head == "likelihood":
+        tail = torch.zeros_like(mask)
+        tail[:, width - 6 : width - 3] = 1
+        inputs["tail_mask"] = tail
     return inputs
 
 

@@ -340,8 +340,9 @@ def _steady_int8() -> type:
     import bitsandbytes as bnb
 
     class SteadyLinear8bitLt(bnb.nn.Linear8bitLt):  # type: ignore[misc]
-        def train(self, mode: bool = True) -> SteadyLinear8bitLt:  # noqa: ARG002
-            super().train(True)
+        def train(self, mode: bool = True) -> SteadyLinear8bitLt:
+            super().train(mode)  # an adapter that sits on the layer has dropout of its own, which evaluation leaves out
+            self.training = True
             return self
 
     return SteadyLinear8bitLt

@@ -61,6 +61,10 @@ class Serving:
     chat: bool = False
     calibration: Mapping[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        if not self.carrier:
+            object.__setattr__(self, "carrier", self.head)
+
     def to_json(self) -> dict[str, Any]:
         """A plain mapping; `from_json` of it is equal to this one."""
         return {
@@ -143,6 +147,11 @@ class TextModel(nn.Module):
 
     def _likelihood(self, hidden: Tensor, input_ids: Tensor, tail_mask: Tensor) -> Tensor:
         """(sum of log p of the tail's tokens, their number): the head is multiplied where a tail's token follows."""
+        if torch.compiler.is_exporting():
+            # A graph cannot know how many positions there are: it computes all of them.
+            log_p = self._capped(self.base.get_output_embeddings()(hidden[:, :-1])).log_softmax(dim=-1)
+            all_ = log_p.gather(2, input_ids[:, 1:, None])[:, :, 0] * tail_mask[:, 1:]
+            return torch.stack([all_.sum(dim=1), tail_mask.sum(dim=1).float()], dim=1)
         wanted = tail_mask[:, 1:].bool()  # (B, T - 1): position t says what stands at t + 1
         logits = self._capped(self.base.get_output_embeddings()(hidden[:, :-1][wanted]))  # (M, V)
         chosen = input_ids[:, 1:][wanted]

@@ -75,10 +75,13 @@ def rendered(tokenizer: PreTrainedTokenizerBase, body: str, max_tokens: int) -> 
         tokenizer: with a chat template.
         body: a JSON list of messages, or plain text, which is one message of the user's.
         max_tokens: how long it may be.
+
+    Raises:
+        ModelError: the template refuses the chat.
     """
     messages = _messages(body)
     while True:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        text = _templated(tokenizer, messages)
         turns = [place for place, message in enumerate(messages) if message["role"] != "system"]
         # What is left must begin with the user: most templates insist on it.
         later = [place for place in turns[1:] if messages[place]["role"] == "user"]
@@ -87,12 +90,30 @@ def rendered(tokenizer: PreTrainedTokenizerBase, body: str, max_tokens: int) -> 
         messages = [message for message in messages[: later[0]] if message["role"] == "system"] + messages[later[0] :]
 
 
+def _templated(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ModelError(
+            problem(
+                "the base's chat template",
+                f"refuses {roles} ({error})",
+                "a chat is written as the base knows it",
+                "change the roles in the data, or set task.chat: false",
+            )
+        ) from error
+
+
 def _messages(body: str) -> list[dict[str, str]]:
     try:
         found = json.loads(body) if body.startswith("[{") else None
     except ValueError:
         found = None
-    return found or [{"role": "user", "content": body}]
+    is_chat = bool(found) and all(isinstance(one, dict) and {"role", "content"} <= one.keys() for one in found)
+    return list(found) if is_chat else [{"role": "user", "content": body}]
 
 
 def cut(
@@ -178,5 +199,9 @@ def _cut_start(
         offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
             "offset_mapping"
         ]
-        bodies[body, room] = text if len(offsets) <= room else text[offsets[len(offsets) - room][0] :]
+        start = max(len(offsets) - max(room, 0), 0)
+        # A character may be several tokens: it goes as a whole, or more tokens than there is room for would be left.
+        while 0 < start < len(offsets) and offsets[start][0] < offsets[start - 1][1]:
+            start += 1
+        bodies[body, room] = text[offsets[start][0] :] if 0 < start < len(offsets) else "" if start else text
     return [(bodies[body, room], tail) for (body, _), room, tail in zip(pairs, rooms, tails, strict=True)]

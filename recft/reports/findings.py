@@ -170,6 +170,7 @@ def examples(
         targets = exam.records.items[pairs][exam.records.grades[pairs] > 0]
         found.append(
             {
+                "record": int(row),
                 "key": exam.records.keys[row],
                 "context": contexts[row][:500],
                 "targets": [titles[item] for item in targets[:10]],

@@ -59,9 +59,10 @@ def rows(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def best_classic(report: Mapping[str, Any]) -> str | None:
-    """The baseline with the best main metric; None where none has it."""
+    """The baseline with the best main metric, other runs' models aside; None where none has it."""
     metric = main_metric(report)
-    baselines = report.get("baselines") or {}
+    beside = report.get("beside") or ()
+    baselines = {name: row for name, row in (report.get("baselines") or {}).items() if name not in beside}
     return next((name for name in rows(report) if name in baselines and baselines[name].get(metric) is not None), None)
 
 

@@ -25,7 +25,13 @@ def summary(report: Mapping[str, Any]) -> str:
     split = (report.get("protocol") or {}).get("split", "")
     gates = report.get("gates") or ()
     broken = sum(not gate["passed"] for gate in gates)
-    state = f": {broken} of {len(gates)} gates broken" if broken else f": {len(gates)} gates hold" if gates else ""
+    state = (
+        f": {broken} of {len(gates)} gates broken"
+        if broken
+        else f": {len(gates)} of {len(gates)} gates hold"
+        if gates
+        else ""
+    )
     blocks = [f"## recft eval: {_text(str(report.get('name', 'run')))}, {_text(split)} split{state}"]
     blocks += [_gates(gates)] if gates else []
     for name, part in reading.parts(report):

@@ -98,8 +98,9 @@ def contrastive_loss(
 
         loss(p) = -log( e^s(p) / (e^s(p) + sum of e^s(j) over j worse than p) )
 
-    weighted by grade within the example. With one positive this is InfoNCE (van den Oord et al. 2018). `anchor`
-    adds the mean squared distance to the base's own scores: few examples then bend it only where they must.
+    weighted by grade within the example, and by the batch's `weight` between examples. With one positive this is
+    InfoNCE (van den Oord et al. 2018). `anchor` adds the mean squared distance to the base's own scores: few examples
+    then bend it only where they must.
 
     Args:
         outputs: (N, D): the contexts' vectors, then the columns'.
@@ -124,7 +125,10 @@ def contrastive_loss(
     worse = others[rows] | (judged[rows] & (torch.nan_to_num(grades)[rows] < grade[:, None]))  # (P, C)
     own = scores[rows, columns]
     against = torch.logsumexp(weighted[rows].masked_fill(~worse, -torch.inf), dim=1)  # -inf where nothing is worse
-    share = grade / torch.zeros(len(grades), device=grade.device).index_add_(0, rows, grade)[rows]
+    given = batch.arrays.get("weight")
+    weight = torch.ones(len(grades)) if given is None else torch.as_tensor(given)
+    total = torch.zeros(len(grades), device=grade.device).index_add_(0, rows, grade)
+    share = weight.to(grade.device)[rows] * grade / total[rows]
     loss = (share * torch.nn.functional.softplus(against - own)).sum() / len(grades)
     if base is not None and config.anchor > 0:
         loss = loss + config.anchor * ((cosines - _scores(base, batch)) / config.temperature).square().mean()

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MEMBER"]
 
+MOST_CHARACTERS = 100_000
+"""Of a text: more than a base reads, and a text of a megabyte takes a second to tokenize."""
+
 
 class ClassifySettings(TaskSettings):
     """Settings of `task: classify`."""
@@ -110,7 +113,7 @@ class Classify:
     ) -> list[Text]:
         """The texts."""
         assert records.queries is not None  # noqa: S101  # prepare has seen to it: the task's table is `texts`
-        return [config.before + records.queries[row] for row in rows]
+        return [config.before + records.queries[row][:MOST_CHARACTERS] for row in rows]
 
     def scores(self, config: ClassifySettings, outputs: np.ndarray) -> np.ndarray:  # noqa: ARG002
         """The probability of each class, (R, K)."""

@@ -3,7 +3,10 @@
 score(u, i) = <f(history of u), f(item i)>, both of length 1, over the whole catalogue; the loss is the softmax
 cross-entropy of one target a history against the items of the batch. Items of a batch are drawn by popularity, so
 each score is corrected by the log of how often the item is drawn (Yi et al. 2019): without it popular items are
-punished. Nothing that the user has bought counts as a negative, since shops sell the same thing again.
+punished. For the long tail that may be wanted: `logit_adjustment: a` corrects by 1 - a of it (Menon et al. 2021, whose
+added log prior is what the draw adds here), and `inverse_propensity: p` weighs an example by popularity^-p (Schnabel
+et al. 2016; their mean is 1, and none is above ten times the median). Nothing that the user has bought counts as a
+negative, since shops sell the same thing again.
 
 With `score_by: likelihood`, on a causal base, score(u, i) = log p(text of i | prompt with the history), the sum over
 its tokens and the end token; the loss is the cross-entropy of a target's tokens (the language model's own, as in
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MEMBER"]
 
+MOST_WEIGHT = 10.0
+"""Of an example, beside the median: a single rare purchase must not be the whole batch."""
+
 
 class NextItemSettings(TowerSettings):
     """Settings of `task: next_item`."""
@@ -43,7 +49,15 @@ class NextItemSettings(TowerSettings):
         default="A customer's items, oldest first: ", description="stands before a history (likelihood)"
     )
     after: str = Field(default="\nThe next item: ", description="stands before the item, of a likelihood")
-    popularity_correction: bool = Field(default=True, description="undo that popular items are drawn more often")
+    logit_adjustment: Annotated[float, Field(ge=0, le=2)] = Field(
+        default=0.0,
+        description="for the long tail: 0 scores popular items as often as they are taken, 1 as if all were equally "
+        "popular (towers)",
+    )
+    inverse_propensity: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0,
+        description="for the long tail: an example counts by its target's popularity to minus this power (towers)",
+    )
 
 
 class NextItem:
@@ -91,10 +105,15 @@ class NextItem:
             text = history_text(records, row, items, config.history_items)
             examples.append(Column(text, {target: 1.0}, known))
         batch = tower_batch(examples, items, config, rng)
-        if not config.popularity_correction:
-            return batch
-        correction = _log_popularity(records, batch, len(items))
-        return Batch(batch.texts, {**batch.arrays, "correction": correction}, len(rows))
+        counts = np.maximum(np.bincount(records.items, minlength=len(items)), 1)
+        arrays = dict(batch.arrays)
+        if config.logit_adjustment != 1:
+            shares = np.log(counts[arrays["items"]] / max(len(records.items), 1))
+            arrays["correction"] = ((1 - config.logit_adjustment) * shares).astype(np.float32)
+        if config.inverse_propensity > 0:
+            targets = np.array([next(iter(example.grades)) for example in examples])
+            arrays["weight"] = _propensity_weights(counts, targets, config.inverse_propensity)
+        return Batch(batch.texts, arrays, len(rows))
 
     def _written(
         self,
@@ -149,11 +168,11 @@ class NextItem:
         return outputs[:, 0]
 
 
-def _log_popularity(records: Records, batch: Batch, n_items: int) -> np.ndarray:
-    """Log of each column's share of the training targets, (C,) float32; an item that is no target counts as one."""
-    counts = np.bincount(records.items, minlength=n_items)[batch.arrays["items"]]
-    shares: np.ndarray = np.log(np.maximum(counts, 1) / max(len(records.items), 1))
-    return shares.astype(np.float32)
+def _propensity_weights(counts: np.ndarray, targets: np.ndarray, power: float) -> np.ndarray:
+    """The weight of each example, (B,) float32: its target's popularity to a negative power, mean 1, clipped."""
+    weights = counts[targets].astype(np.float64) ** -power
+    clipped = np.minimum(weights / np.median(weights), MOST_WEIGHT)
+    return np.asarray(clipped / clipped.mean(), np.float32)
 
 
 MEMBER = NextItem()

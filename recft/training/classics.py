@@ -1,6 +1,6 @@
 """Classic rows as systems: chosen on validation with a small fixed budget, refitted for the split, cached.
 
-A fit is cached under the hash of the data, of the member's own code and of what it was chosen for, so that every run
+A fit is cached under the hash of the data, of the family's code and of what it was chosen for, so that every run
 over the same data shares it. The cache holds plain arrays (`.npz` without objects) and may be deleted at any time.
 """
 
@@ -23,7 +23,7 @@ from recft.baselines._base import Baseline, Known, known
 from recft.data.store import Split, Store
 from recft.errors import RecipeError, problem
 from recft.metrics import _base as metrics
-from recft.run import Listener, atomic_file, hash_bytes, hash_file
+from recft.run import Listener, atomic_file, hash_bytes, hash_folder
 from recft.training.scoring import Exam, System, classic_system, few_records, score
 
 __all__ = ["Classic", "chosen", "fitting"]
@@ -61,7 +61,8 @@ def fitting(wanted: tuple[str, ...] | None, store: Store, output: str) -> list[s
         if store.table in (member := registry.load(FAMILY, name)).tables and output in member.outputs
     }
     if wanted is None:
-        return [name for name, member in able.items() if getattr(member, "by_default", True)]
+        most = {name: member.most_items or len(store.item_ids) for name, member in able.items()}
+        return [name for name in able if able[name].by_default and len(store.item_ids) <= most[name]]
     for name in wanted:
         member = registry.load(FAMILY, name)
         if name.replace("_", "-") not in able:
@@ -106,14 +107,15 @@ def _valid_score(
 
 def _cached(name: str, store: Store, key: list[Any], compute: Any) -> dict[str, np.ndarray]:
     """What `compute` gives, from the cache where it is there and whole."""
-    module = importlib.import_module(f"{FAMILY}.{name.replace('-', '_')}")
-    text = json.dumps([store.card["data_sha256"], hash_file(Path(str(module.__file__))), key], sort_keys=True)
+    # The whole family's code: members share files whose names begin with an underscore.
+    code = hash_folder(Path(str(importlib.import_module(FAMILY).__file__)).parent, "*.py")
+    text = json.dumps([store.card["data_sha256"], code, key], sort_keys=True)
     path = _folder() / f"{name}-{hash_bytes(text.encode())[:32]}.npz"
     if path.is_file():
         try:
-            with np.load(path, allow_pickle=False) as held:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
                 return {part: held[part] for part in held.files}
-        except (OSError, ValueError, zipfile.BadZipFile):
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile):
             pass  # half-written by another program, or damaged: computed again
     found = cast("dict[str, np.ndarray]", compute())
     if sum(array.nbytes for array in found.values()) <= MOST_CACHED_BYTES:

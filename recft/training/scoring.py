@@ -74,7 +74,8 @@ class System:
             the records' own pairs alone.
         pairs: rows (B,) -> the score of the rows' own pairs, in order, (P,); of a likelihood (P, 2).
         probabilities: whether scores mean what they say: probabilities or numbers, not only an order.
-        invalid: how many outputs of each record were no item of the catalogue, (R,), where the system writes freely.
+        invalid: where the system writes freely, the scores of each record's outputs that were no item of the
+            catalogue, (R, O), -inf for those that were: they take the places of items.
     """
 
     block: Callable[[np.ndarray], np.ndarray] | None
@@ -136,15 +137,15 @@ def model_system(exam: Exam, encode: Encode) -> System:
     rows, reads = np.arange(len(records)), exam.task.reads(exam.config)
     if reads == "contexts":
         found = task.scores(config, encode(task.contexts(config, records, rows, exam.items)))  # (R, C)
-        return System(lambda part: found[part], lambda part: _own(records, part, found[part]))
+        return System(lambda part: found[part], lambda part: own_scores(records, part, found[part]))
     if reads == "pairs" and (task.output != "ranking" or exam.candidates == "judged"):
-        own = task.scores(config, encode(task.pairs(config, records, rows, exam.items)))  # (P,) or (P, 2)
-        return System(None, lambda part: own[places(records, part)])
+        found = task.scores(config, encode(task.pairs(config, records, rows, exam.items)))  # (P,) or (P, 2)
+        return System(None, lambda part: found[places(records, part)])
     if reads == "pairs" and hasattr(encode, "catalogue"):
         return _written(exam, encode)
     if reads == "pairs":
         every = np.stack([_every(exam, encode, int(row)) for row in rows])  # (R, N)
-        return System(lambda part: every[part], lambda part: _own(records, part, every[part]))
+        return System(lambda part: every[part], lambda part: own_scores(records, part, every[part]))
     contexts = encode(task.contexts(config, records, rows, exam.items))  # (R, D)
     if exam.candidates == "judged":
         used, place = np.unique(records.items, return_inverse=True)
@@ -158,7 +159,7 @@ def model_system(exam: Exam, encode: Encode) -> System:
         found: np.ndarray = contexts[part] @ catalogue.T
         return found
 
-    return System(block, lambda part: _own(records, part, block(part)))
+    return System(block, lambda part: own_scores(records, part, block(part)))
 
 
 def _written(exam: Exam, encoder: Any) -> System:
@@ -169,7 +170,7 @@ def _written(exam: Exam, encoder: Any) -> System:
     way, _, beams = exam.settings.decoding.partition(" ")
     if way == "exact":
         every = encoder.catalogue(bodies, tails)  # (R, N)
-        return System(lambda part: every[part], lambda part: _own(records, part, every[part]))
+        return System(lambda part: every[part], lambda part: own_scores(records, part, every[part]))
     items, scores = encoder.generated(bodies, tails, int(beams), way == "free")  # (R, beams)
 
     def block(part: np.ndarray) -> np.ndarray:
@@ -178,8 +179,8 @@ def _written(exam: Exam, encoder: Any) -> System:
         np.put_along_axis(found, items[part], scores[part], axis=1)
         return found[:, :n_items]
 
-    invalid = (items == -2).sum(axis=1) if way == "free" else None
-    return System(block, lambda part: _own(records, part, block(part)), invalid=invalid)
+    invalid = np.where(items == -2, scores, -np.inf) if way == "free" else None
+    return System(block, lambda part: own_scores(records, part, block(part)), invalid=invalid)
 
 
 def _every(exam: Exam, encode: Encode, row: int) -> np.ndarray:
@@ -199,7 +200,7 @@ def classic_system(
         return np.asarray(scores(exam.records, part), np.float32)
 
     def pairs(part: np.ndarray) -> np.ndarray:
-        blocks = [_own(exam.records, some, block(some)) for some in _blocks(part, len(exam.items))]
+        blocks = [own_scores(exam.records, some, block(some)) for some in _blocks(part, len(exam.items))]
         return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
     return System(block, pairs, probabilities)
@@ -213,7 +214,7 @@ def places(records: Records, rows: np.ndarray) -> np.ndarray:
     return found
 
 
-def _own(records: Records, rows: np.ndarray, block: np.ndarray) -> np.ndarray:
+def own_scores(records: Records, rows: np.ndarray, block: np.ndarray) -> np.ndarray:
     """The scores of the rows' own pairs from those of every item."""
     owners = np.repeat(np.arange(len(rows)), np.diff(records.offsets)[rows])
     found: np.ndarray = block[owners, records.items[places(records, rows)]]
@@ -239,7 +240,8 @@ def score(exam: Exam, system: System) -> Scored:
         assert system.block is not None  # noqa: S101  # what reads contexts has one
         right = _right(exam.records)
         truth = exam.records.items[right].astype(np.int64)
-        return _labelled(exam, system.block(rows), truth, right, system.probabilities)
+        owners = np.searchsorted(exam.records.offsets, right, side="right") - 1
+        return _labelled(exam, system.block(owners), truth, right, system.probabilities)
     found, every = system.pairs(rows), np.arange(len(exam.records.items))
     if exam.task.output == "likelihood":
         right = np.flatnonzero(exam.records.grades > 0)
@@ -266,14 +268,13 @@ def _of_blocks(exam: Exam, system: System) -> Scored:
     wants_judged = any(_metric(name, "ranking").of_judged for name in exam.names)
     for part in _blocks(np.arange(len(records)), len(exam.items)):
         block = np.asarray(system.block(part), np.float32)
-        excluded = _excluded(exam, part)
+        block, excluded = _beside_invalid(block, _excluded(exam, part), system, part)
         offsets = records.offsets[part[0] : part[-1] + 2]
         parts.append(ranks_of(block, offsets, records.items, worth, excluded))
         if wants_judged:
             judged.append(ranks_of(block, offsets, records.items, np.ones(len(worth)), excluded))
-        top[part], top_scores[part] = _best(block, excluded, depth)
-    if system.invalid is not None:
-        top = _with_invalid(top, system.invalid)
+        best, top_scores[part] = _best(block, excluded, depth)
+        top[part] = np.where(best < len(exam.items), best, -2)
     return _of_ranks(exam, concat(parts), concat(judged) if wants_judged else None, top, top_scores)
 
 
@@ -296,13 +297,15 @@ def _excluded(exam: Exam, part: np.ndarray) -> np.ndarray | None:
     return excluded
 
 
-def _with_invalid(top: np.ndarray, invalid: np.ndarray) -> np.ndarray:
-    """The lists with a mark for every output that was no item, after those that were."""
-    marked = top.copy()
-    for row, count in enumerate(invalid.tolist()):
-        empty = np.flatnonzero(marked[row] == -1)[:count]
-        marked[row, empty] = -2
-    return marked
+def _beside_invalid(
+    block: np.ndarray, excluded: np.ndarray | None, system: System, part: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scores and exclusions with a column more for every output that was no item: who is below it is a place lower."""
+    if system.invalid is None:
+        return block, excluded
+    invalid = np.asarray(system.invalid[part], np.float32)  # (B, O)
+    kept = np.zeros(block.shape, bool) if excluded is None else excluded
+    return np.concatenate([block, invalid], axis=1), np.concatenate([kept, np.isneginf(invalid)], axis=1)
 
 
 def _best(scores: np.ndarray, excluded: np.ndarray | None, depth: int) -> tuple[np.ndarray, np.ndarray]:

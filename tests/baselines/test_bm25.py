@@ -37,13 +37,19 @@ def store(texts: list[str]) -> Any:
     return SimpleNamespace(item_texts=texts, item_ids=[str(i) for i in range(len(texts))])
 
 
+def fitted(texts: list[str], k1: float = 0.9, b: float = 0.4) -> dict[str, np.ndarray]:
+    return bm25.MEMBER.fit(cast("Any", SimpleNamespace(store=store(texts))), {"k1": k1, "b": b})
+
+
 @pytest.mark.parametrize("query", ["dress", "cotton dress", "dress dress cotton", "连衣裙", "红色", "nothing", ""])
 def test_equals_the_formula(query: str) -> None:
     records = cast("Any", SimpleNamespace(queries=["unused", query]))
-    scores = bm25.MEMBER.fit(store(TEXTS))(records, np.array([1]))
+    scores = bm25.MEMBER.scores(fitted(TEXTS), store(TEXTS), records, np.array([1]))
     assert scores.shape == (1, len(TEXTS))
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores[0], slow(TEXTS, query), rtol=1e-6)
+    other = bm25.MEMBER.scores(fitted(TEXTS, 1.2, 0.75), store(TEXTS), records, np.array([1]))
+    np.testing.assert_allclose(other[0], slow(TEXTS, query, 1.2, 0.75), rtol=1e-6)
 
 
 @given(
@@ -72,4 +78,9 @@ def test_a_catalogue_without_words() -> None:
 
 def test_records_without_queries_are_refused() -> None:
     with pytest.raises(DataError, match=r"eval\.baselines: bm25 has no query .*rule: .*fix: remove bm25"):
-        bm25.MEMBER.fit(store(TEXTS))(cast("Any", SimpleNamespace(queries=None)), np.array([0]))
+        bm25.MEMBER.scores(fitted(TEXTS), store(TEXTS), cast("Any", SimpleNamespace(queries=None)), np.array([0]))
+
+
+def test_a_catalogue_without_words_is_a_member_too() -> None:
+    records = cast("Any", SimpleNamespace(queries=["茶"]))
+    assert bm25.MEMBER.scores(fitted(["", "☕"]), store(["", "☕"]), records, np.array([0])).tolist() == [[0, 0]]

@@ -1,63 +1,57 @@
-"""Popularity: training events are counted once each, later rows never."""
+"""Popularity and recency against slow counts of the known events."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
+import math
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 
-from recft.baselines import popularity
+from recft.baselines import popularity, recency
+from recft.baselines._base import known
 
-
-def interactions(users: list[int], starts: list[int], cuts: list[int], targets: list[list[tuple[int, float]]]) -> Any:
-    # Log: user 0 has rows 0-4 (items 0 1 1 2 5), user 1 rows 5-7 (items 1 3 4); items 5 and 4 come after the split.
-    return SimpleNamespace(
-        users=np.array(users, dtype=np.int32),
-        starts=np.array(starts, dtype=np.int64),
-        cuts=np.array(cuts, dtype=np.int64),
-        offsets=np.cumsum([0, *map(len, targets)]),
-        items=np.array([item for target in targets for item, _ in target], dtype=np.int32),
-        grades=np.array([grade for target in targets for _, grade in target], dtype=np.float32),
-        log_items=np.array([0, 1, 1, 2, 5, 1, 3, 4], dtype=np.int32),
-    )
+if TYPE_CHECKING:
+    from recft.data.store import Store
+    from tests.baselines.conftest import MakeTexts
 
 
-def test_overlapping_histories_count_each_row_once() -> None:
-    records = interactions([0, 0, 0, 1], [0, 0, 0, 5], [1, 2, 3, 6], [[(1, 1)], [(1, 1)], [(2, 1)], [(3, 1)]])
-    assert popularity.counts(records, 6).tolist() == [1, 3, 1, 1, 0, 0]
+@pytest.mark.parametrize("of", ["users", "events"])
+@pytest.mark.parametrize("decay", [None, 30])
+def test_counts_equal_the_formula(shop: Store, of: str, decay: float | None) -> None:
+    before = known(shop, "test")
+    assert before.log is not None
+    assert before.now is not None
+    found: dict[tuple[int, int], float] = {}
+    for place, (user, item, time) in enumerate(
+        zip(before.log.users.tolist(), before.log.items.tolist(), before.log.times.tolist(), strict=True)
+    ):
+        weight = math.exp(-(before.now - time) / 86_400 / decay) if decay else 1.0
+        key = (item, user if of == "users" else place)
+        found[key] = max(found.get(key, 0.0), weight)
+    slow = [sum(weight for (item, _), weight in found.items() if item == wanted) for wanted in range(12)]
+    settings = {"of": of, "decay_days": decay}
+    arrays = popularity.MEMBER.fit(before, settings)
+    scores = popularity.MEMBER.scores(arrays, shop, shop.records("test"), np.array([2, 0]))
+    np.testing.assert_allclose(scores, [slow, slow], rtol=1e-6)
 
 
-def test_sampled_negatives_are_no_events() -> None:
-    records = interactions([0], [0], [3], [[(2, 1), (4, 0), (5, 0)]])
-    assert popularity.counts(records, 6).tolist() == [1, 2, 1, 0, 0, 0]
+def test_queries_count_relevant_pairs(text_store: MakeTexts) -> None:
+    rows = {"train": [("a", 1), ("b", 1), ("c", 0)], "valid": [("d", 2)], "test": [("e", 2)]}
+    store = text_store("queries", rows, ["x", "y", "z"])
+    store.records("train").grades[0] = 0  # judged irrelevant: nobody took it
+    counted = [popularity.counts(known(store, split), "users").tolist() for split in ("valid", "test")]
+    assert counted == [[1, 1, 0], [1, 1, 1]]
 
 
-def test_a_basket_counts_every_item() -> None:
-    records = interactions([0, 0], [0, 0], [2, 2], [[(1, 1)], [(2, 1)]])
-    assert popularity.counts(records, 6).tolist() == [1, 2, 1, 0, 0, 0]
-
-
-def test_queries_count_relevant_pairs() -> None:
-    records: Any = SimpleNamespace(
-        users=None, starts=None, cuts=None, log_items=None, items=np.array([0, 1, 1, 2]), grades=np.array([3, 1, 2, 0])
-    )
-    assert popularity.counts(records, 4).tolist() == [1, 2, 0, 0]
-
-
-def test_no_records() -> None:
-    assert popularity.counts(interactions([], [], [], []), 6).tolist() == [0] * 6
-
-
-def test_only_the_training_split_is_read() -> None:
-    asked = []
-
-    def records(split: str) -> Any:
-        asked.append(split)
-        return interactions([1], [5], [6], [[(3, 1)]])
-
-    store: Any = SimpleNamespace(records=records, item_ids=list("abcdef"))
-    scores = popularity.MEMBER.fit(store)(store, np.array([4, 7]))
-    assert asked == ["train"]
-    assert scores.dtype == np.float32
-    assert scores.tolist() == [[0, 1, 0, 1, 0, 0]] * 2
+def test_recency_counts_the_window_and_orders_the_rest_by_their_last_event(shop: Store) -> None:
+    before = known(shop, "test")
+    assert before.log is not None
+    assert before.now is not None
+    ages = (before.now - before.log.times) / 86_400
+    for window in (0, 7, 60):
+        scores = recency.MEMBER.fit(before, {"window_days": window})["counts"]
+        for item in range(12):
+            mine = before.log.items == item
+            users = len({int(user) for user in before.log.users[mine & (ages < window)]})
+            assert scores[item] == pytest.approx(users + 1 / (2 + ages[mine].min()), rel=1e-6)

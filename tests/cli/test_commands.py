@@ -187,6 +187,7 @@ def test_export_hands_on_its_options_and_shows_the_certificate(run: Run, verb: A
         "out": Path("x"),
         "onto": "original",
         "force": False,
+        "task": None,
         "listen": None,
     }
     assert "2.5e-07" in out
@@ -218,7 +219,8 @@ def test_recommend_takes_a_query_a_history_or_a_user(run: Run, verb: Any, tmp_pa
     assert code == 0
     listen = noted["options"].pop("listen")
     assert callable(listen)
-    assert noted["options"] == {"query": None, "history": ["1", "2", "3"], "user": None, "top": 2, "explain": 0}
+    asked = {"query": None, "history": ["1", "2", "3"], "user": None, "top": 2, "task": None, "explain": 0}
+    assert noted["options"] == asked
     assert out.index("保温瓶") < out.index("mug")
     assert run("recommend", tmp_path, "--query", "mug", "--json", "-")[1].startswith("[")
     assert noted["options"]["query"] == "mug"
@@ -314,6 +316,16 @@ def test_listings_name_every_member(run: Run, listing: str) -> None:
     assert sorted(named) == registry.names(f"recft.{listing}")
 
 
+def test_tasks_say_what_they_read_and_on_which_bases(run: Run) -> None:
+    found = json.loads(run("tasks", "--json", "-")[1])
+    assert found["purchase"]["bases"] == {"encoder": "classifier", "causal": "answers"}
+    assert list(found["reply"]["bases"]) == ["causal"], "no encoder writes a reply"
+    assert found["retrieval"]["reads"] == "towers" and found["purchase"]["reads"] == "pairs"
+    out = run("tasks")[1]
+    for task in found.values():
+        assert all(f"data.{table}" in out for table in task["tables"]) and task["output"] in out
+
+
 def test_compare_shows_runs_and_differences(run: Run, verb: Any, tmp_path: Path) -> None:
     found = {
         "split": "valid",
@@ -335,7 +347,7 @@ def test_compare_shows_runs_and_differences(run: Run, verb: Any, tmp_path: Path)
 def test_recommend_scores_a_file(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noted: list[Any] = []
 
-    def many(source: Path, table: Path, out: Path, top: int, listen: Any) -> dict[str, Any]:
+    def many(source: Path, table: Path, out: Path, top: int, task: str | None, listen: Any) -> dict[str, Any]:
         noted.append((source, table, out, top))
         return {"rows": 1234, "out": str(out), "top": top}
 

@@ -131,7 +131,7 @@ def test_gates_that_hold_leave_with_0_and_every_file_is_written(run: Path, main_
     assert suite.attrib["name"] == "recft.玩具店.test"
     assert suite.attrib["tests"] == "5" and suite.attrib["failures"] == "0"
     text = files[1].read_text(encoding="utf-8")
-    assert text.startswith("## recft eval: 玩具店, test split: 5 gates hold")
+    assert text.startswith("## recft eval: 玩具店, test split: 5 of 5 gates hold")
     assert step.read_text(encoding="utf-8") == f"earlier step\n{text}\n"
 
 
@@ -172,7 +172,8 @@ def test_a_gate_that_cannot_be_judged_leaves_with_1_and_is_an_error_in_junit(
 
 
 def test_answers_are_gated_as_rankings_are(here: Command, toy_recipe: Callable[..., Any], tmp_path: Path) -> None:
-    recipe = toy_recipe("purchase", "causal", {"name": "lora", "rank": 4}, tune={"max_steps": 1})
+    metrics = {"metrics": ["auc", "log_loss", "ece"]}
+    recipe = toy_recipe("purchase", "causal", {"name": "lora", "rank": 4}, tune={"max_steps": 1}, eval=metrics)
     recft.tune(recipe, run=tmp_path / "run")
     gates = ["ece <= 1", "purchase:auc not worse than base by 0.9", "log_loss not worse than base by 9", "auc > 1"]
     code, out, err = here(tmp_path / "run", *(word for gate in gates for word in ("--gate", gate)), "--quiet")

@@ -113,6 +113,11 @@ def test_groups_stay_together() -> None:
         assert len(one) % 4 == 0
     # The same greeting in several conversations is no leak of ours, and is told.
     assert shared_texts(texts, draft)["train and test"] == {"texts": 1, "rows of test": 8}
+    assert not shared_texts(texts, draft, "key")
+    files = ["train"] * 58 + ["test"] * 2
+    halved = texts_of(rows, files, groups, ("test",), "reply")
+    draft_, _ = split_texts(halved, SplitSettings(valid=0))
+    assert shared_texts(halved, draft_, "key") == {"train and test": {"groups": 1, "rows of test": 2}}
     records: dict[Split, Records] = {split: text_records(texts, draft[split]) for split in SPLITS}
     audit_texts(records, (), grouped=True)
     with pytest.raises(DataError, match=r"leakage audit.*'hi' in train and in valid.*one normalised text"):

@@ -176,6 +176,19 @@ def test_a_bad_preference_is_told(read: Read, row: str, column: str, rule: str) 
     assert f"t.csv row 3, {column}: " in str(error.value) and rule in str(error.value)
 
 
+@pytest.mark.parametrize("column", ["good", "bad"])
+def test_an_answer_that_is_a_list_of_messages_is_told(read: Read, column: str) -> None:
+    talk = [{"content": "yes", "role": "assistant"}]
+    rows = jsonl(
+        {"q": "hi", "good": '["ok"] {"role": 1}', "bad": "no"}, {"q": "hi", "good": "a", "bad": "b", column: talk}
+    )
+    _, ledger = read(rows, name="t.jsonl", table={**PREFERENCE, "rejected": "bad"})
+    with pytest.raises(
+        DataError, match=f"1 bad row(.|\n)*row 2, {column}: .*an answer is a text, not a list of messages"
+    ):
+        ledger.settle()
+
+
 def test_neither_place_nor_number_tells_what_was_chosen(read: Read) -> None:
     rows = "".join(f"q{n},good {n},bad {n}\n" for n in range(400))
     texts, _ = read("q,good,bad\n" + rows, table={**PREFERENCE, "rejected": "bad"})

@@ -115,3 +115,15 @@ def test_heads_and_embeddings_are_never_quantized(base: Path, quantization: str)
     ]
     assert kbit
     assert not [name for name in kbit if any(word in name for word in ("head", "classifier", "pooler", "embed"))]
+
+
+@pytest.mark.parametrize("quantization", BITS)
+def test_what_sits_on_a_quantized_layer_is_evaluated_without_dropout(base: Path, quantization: str) -> None:
+    model = load_base(settings_of(base, quantization), "embedding", CPU, torch.float32).model
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    for layer in layers:
+        layer.add_module("beside", nn.Dropout(0.5))
+    model.train()
+    assert all(layer.get_submodule("beside").training for layer in layers)
+    model.eval()
+    assert not any(layer.get_submodule("beside").training for layer in layers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +44,8 @@ def test_pooling_reads_real_tokens_on_either_side_of_padding(
             hidden = input_ids[:, :, None].float()
             return type("Output", (), {"last_hidden_state": hidden})
 
-    model.base = Echo()  # type: ignore[assignment]
+    # The pooled states are the body's own, whatever class holds it.
+    model.base = type("Holder", (torch.nn.Module,), {"base_model": Echo()})()
     ids = torch.tensor([[4, 6, 11, 90], [90, 4, 6, 11]])
     mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]])
     assert model(ids, mask)[:, 0].tolist() == ([7.0, 7.0] if pooling == "mean" else [11.0, 11.0])
@@ -82,3 +85,15 @@ def test_answers_are_rows_of_the_full_logits(tiny_llama: Path) -> None:
 def test_serving_goes_to_json_and_back() -> None:
     serving = Serving("purchase", "causal", "answers", "none", False, 64, ("no", "yes"), (5, 7), 0.05)
     assert Serving.from_json(serving.to_json()) == serving
+    shared = dataclasses.replace(
+        serving, head="embedding", n_outputs=3, columns=(1, 2), calibration={"kind": "isotonic", "from": [0.1, 0.5]}
+    )
+    assert Serving.from_json(json.loads(json.dumps(shared.to_json()))) == shared
+
+
+def test_weights_are_carried_by_the_tasks_own_head_where_no_other_is_named() -> None:
+    alone = Serving("purchase", "encoder", "classifier", "none", False, 64)
+    assert alone.carrier == "classifier"
+    assert dataclasses.replace(alone, head="embedding").carrier == "classifier"
+    old = {name: value for name, value in alone.to_json().items() if name != "carrier"}  # a folder of recft's first
+    assert Serving.from_json(old) == alone

@@ -65,7 +65,7 @@ def test_texts_of_the_shop_stay_in_their_cell() -> None:
 
 def test_states_of_the_gates() -> None:
     assert "gates" not in summary({**REPORT, "gates": []}).splitlines()[0]
-    assert summary({**REPORT, "gates": REPORT["gates"][:1]}).splitlines()[0].endswith(": 1 gates hold")
+    assert summary({**REPORT, "gates": REPORT["gates"][:1]}).splitlines()[0].endswith(": 1 of 1 gates hold")
 
 
 def test_several_tasks_have_a_part_each() -> None:

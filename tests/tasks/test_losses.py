@@ -234,7 +234,7 @@ def test_purchase_is_the_mean_cross_entropy_of_its_labels() -> None:
     answers = torch.cat([head + 2.0, torch.full_like(head, 2.0)], dim=1)
     for outputs in (head, answers):
         assert float(task.loss(task.Config(), outputs, batch)) == pytest.approx(expected)
-        scores = task.scores(outputs.numpy())
+        scores = task.scores(task.Config(), outputs.numpy())
         assert scores.tolist() == pytest.approx([1 / (1 + math.exp(-logit)) for logit in logits])
 
 

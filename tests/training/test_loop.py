@@ -17,11 +17,13 @@ from torch import Tensor
 from recft import registry
 from recft.errors import ModelError, TuneError
 from recft.methods._base import SAVED_PREFIX
+from recft.models.base import tokenizer_of
 from recft.models.text_model import TextModel
 from recft.recipe import Recipe
 from recft.run import read_json
 from recft.training import assemble, loop, optimizer
 from recft.training.assemble import Tuned, load_adapter
+from recft.training.mixing import Order, Part
 from recft.training.schedule import learning_rate
 from recft.tune import tune
 
@@ -217,7 +219,8 @@ def test_patience_ends_the_run(toy_recipe: ToyRecipe, tmp_path: Path, monkeypatc
 def test_a_metric_to_keep_low_is_kept_low(
     toy_recipe: ToyRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"eval_every_steps": 1, "early_stopping": {"metric": "log_loss"}}
+    # Calibration would score validation once more than the run is judged.
+    settings = {"eval_every_steps": 1, "early_stopping": {"metric": "log_loss"}, "calibration": "none"}
     scripted(monkeypatch, [0.5, 0.2, 0.4, 0.3])
     assert tune(toy_recipe("purchase", "causal", LORA, tune=settings), tmp_path / "run")["best_step"] == 2
 
@@ -228,6 +231,28 @@ def test_the_best_score_is_the_saved_adapters_own(toy_recipe: ToyRecipe, tmp_pat
     summary = tune(toy_recipe(method=LORA, tune={"eval_every_steps": 1}), tmp_path / "run")
     report = evaluate(tmp_path / "run", split="valid")
     assert report["tuned"]["ndcg@10"] == pytest.approx(summary["best"], abs=1e-9)
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
+@pytest.mark.parametrize("method", registry.names("recft.methods"))
+def test_an_evaluation_is_without_dropout(
+    method: str, quantization: str, toy_recipe: ToyRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    module = sys.modules["recft.tune"]
+    real, seen = module.score_model, []
+
+    def score(exam: Any, encode: Any) -> Any:
+        for seed in range(3):
+            torch.manual_seed(seed)
+            found = real(exam, encode)
+            seen.append(found.values["nll"])
+        return found
+
+    monkeypatch.setattr(module, "score_model", score)
+    tune(toy_recipe("reply", "causal", method, quantization, tune={"dropout": 0.5, "max_steps": 2}), tmp_path / "run")
+    assert len(seen) == 3 and len(set(seen)) == 1, seen
 
 
 def test_an_undefined_score_is_an_error_that_names_the_metric(
@@ -355,10 +380,10 @@ def test_the_schedule_rises_stays_and_falls() -> None:
     assert learning_rate(0, 1, 1.0, 0, "cosine") == 1.0
 
 
-def test_every_epoch_is_another_order_of_all_examples(toy_recipe: ToyRecipe) -> None:
-    settings = toy_recipe(tune={"batch_size": 4}).tune
-    job = dataclasses.make_dataclass("J", ["settings", "seed", "n_examples", "steps_per_epoch"])(settings, 3, 10, 3)
-    rows = [loop._Loop._rows(dataclasses.make_dataclass("L", ["job"])(job), step).tolist() for step in range(6)]
+def test_every_epoch_is_another_order_of_all_examples() -> None:
+    part: Any = Part(model=None, n_examples=10, batch=None, loss=None)  # type: ignore[arg-type]
+    order = Order([part], 4, 6, seed=3)
+    rows = [order.at(step)[1].tolist() for step in range(6)]
     assert [len(part) for part in rows] == [4, 4, 2] * 2
     epochs = [[*rows[0], *rows[1], *rows[2]], [*rows[3], *rows[4], *rows[5]]]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10)) and epochs[0] != epochs[1]
@@ -420,7 +445,8 @@ def test_texts_are_cut_to_max_tokens(toy_recipe: ToyRecipe, tmp_path: Path, monk
 def test_a_prefix_starts_from_the_words_of_the_recipe(toy_recipe: ToyRecipe) -> None:
     def start(method: dict[str, Any]) -> Tensor:
         recipe = toy_recipe(method={"name": "prefix", "virtual_tokens": 4, **method})
-        made: Tuned = assemble.new(recipe, 4, ["red chair"] * 3, torch.device("cpu"))
+        servings = assemble.servings_of([(recipe, ())], tokenizer_of(recipe.model))
+        made: Tuned = assemble.new(recipe, servings, 4, ["red chair"] * 3, torch.device("cpu"))
         return next(iter(made.attached.tensors().values()))
 
     words = start({"init": "text", "init_text": "oak desk"})

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from recft import registry
 from recft.data.store import Store
+from recft.models.base import tokenizer_of
 from recft.prepare import prepare
 from recft.recipe import Recipe
 from recft.training import assemble
@@ -63,7 +64,8 @@ def work(toy_recipe: ToyRecipe, tmp_path: Path) -> Callable[..., Work]:
         recipe = toy_recipe(task, kind, {"name": "lora", "rank": 4}, tune={"dropout": dropout}, **sections)
         store: Store = prepare(recipe, tmp_path / "data")
         member = registry.load("recft.tasks", task)
-        tuned = assemble.new(recipe, 4, (), torch.device("cpu"))
+        servings = assemble.servings_of([(recipe, store.item_ids)], tokenizer_of(recipe.model))
+        tuned = assemble.new(recipe, servings, 4, (), torch.device("cpu"))
         with torch.no_grad():  # away from B = 0, where A has no gradient
             for number, parameter in enumerate(tuned.attached.parameters().values()):
                 parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.1)
@@ -82,8 +84,14 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         assert difference < 1e-5, f"{name}: {difference:.1e}"
 
 
-@pytest.mark.parametrize("kind", ["encoder", "causal"])
-@pytest.mark.parametrize("task", ["retrieval", "next-item", "purchase"])
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [
+        *((task, kind) for task in ("retrieval", "next-item", "purchase") for kind in ("encoder", "causal")),
+        ("classify", "encoder"),
+        ("reply", "causal"),
+    ],
+)
 def test_cached_gradients_equal_those_of_one_pass(task: str, kind: str, work: Callable[..., Work]) -> None:
     job = work(task, kind)
     whole, expected = job.run(len(job.texts))
