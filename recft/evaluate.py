@@ -539,7 +539,8 @@ class _Evaluation:
 def _fusion_facts(fusions: Mapping[str, Fusion]) -> dict[str, Any]:
     fused, without = fusions["fused"], fusions["fused_without_model"]
     return {
-        "systems": list(fused.weights),
+        # A system may count with a second term, `<system>:rank`.
+        "systems": list(dict.fromkeys(name.partition(":")[0] for name in fused.weights)),
         "weights": dict(fused.weights),
         "weights_without_model": dict(without.weights),
         "intercept": fused.intercept,

@@ -20,7 +20,7 @@ from recft.models.encoder import Encoder
 from recft.models.text_model import Serving
 from recft.run import Listener, atomic_file, silent
 from recft.schema import TaskSettings
-from recft.tasks._base import Task, Text
+from recft.tasks._base import Task, Text, scored
 from recft.training.assemble import check, open_adapter
 from recft.training.calibration import calibrated
 from recft.training.explanation import LEAVE_ONE_OUT, Part, explain
@@ -146,7 +146,9 @@ class _Ranker:
             bodies = self.task.contexts(self.config, records, np.array([row]), self.texts)
             return _first(self.likelihoods([str(body) for body in bodies], self.texts)[0], depth)
         every = records.take(np.array([row])).with_every(len(self.ids))
-        scores = self._scores(self.encode(self.task.pairs(self.config, every, np.zeros(1, int), self.texts)))
+        one = np.zeros(1, int)
+        outputs = self.encode(self.task.pairs(self.config, every, one, self.texts))
+        scores = calibrated(self.calibration, scored(self.task, self.config, outputs, every, one))
         return _first(scores[:, 0] if scores.ndim == 2 else scores, depth)
 
     def explain(self, kind: str, value: Any, items: Sequence[int]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import pytest
 
 from recft import registry
 from recft.schema import MethodSettings, Settings, TaskSettings
-from recft.tasks._base import Reads
+from recft.tasks._base import Output, Reads
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "recft"
@@ -159,7 +159,7 @@ def members() -> list[tuple[str, str]]:
 
 
 def ways_of(member: Any) -> set[str]:
-    """The ways in which a task may meet a record, whatever its settings."""
+    """The ways in which a task may meet a record, whatever its settings, and what its output is."""
     settings = member.Config()
     choices = {
         name: get_args(field.annotation)
@@ -167,7 +167,7 @@ def ways_of(member: Any) -> set[str]:
         if get_origin(field.annotation) is Literal
     }
     each = [settings.model_copy(update={name: value}) for name, values in choices.items() for value in values]
-    return {member.reads(config) for config in (settings, *each)}
+    return {member.reads(config) for config in (settings, *each)} | {getattr(member, "output", "")}
 
 
 def lacking(member: Any, wanted: dict[str, str]) -> list[str]:
@@ -175,7 +175,7 @@ def lacking(member: Any, wanted: dict[str, str]) -> list[str]:
     found = []
     for attribute, words in wanted.items():
         named = [set(part.split(", ")) for part in re.findall(r"\(([a-z, ]+)\)", words)]
-        only = next((ways for ways in named if ways <= set(get_args(Reads))), None)
+        only = next((ways for ways in named if ways <= {*get_args(Reads), *get_args(Output)}), None)
         if (only is None or only & ways_of(member)) and not hasattr(member, attribute):
             found.append(attribute)
     return found

@@ -30,9 +30,17 @@ from recft.verify import verify
 ToyRecipe = Callable[..., Recipe]
 
 PROMPTS = {"before": "history: ", "between": " item: ", "after": ""}
-THREE = [{"name": "retrieval"}, {"name": "next-item", "weight": 2}, {"name": "purchase", **PROMPTS}]
-WRITTEN = {"name": "next-item", "score_by": "likelihood", "before": "history: ", "after": " item: "}
-MIX = [{"name": "retrieval"}, WRITTEN, {"name": "purchase", **PROMPTS, "after": " answer:", "weight": 2}]
+THREE: list[dict[str, Any]] = [
+    {"name": "retrieval"},
+    {"name": "next-item", "weight": 2},
+    {"name": "purchase", **PROMPTS},
+]
+WRITTEN: dict[str, Any] = {"name": "next-item", "score_by": "likelihood", "before": "history: ", "after": " item: "}
+MIX: list[dict[str, Any]] = [
+    {"name": "retrieval"},
+    WRITTEN,
+    {"name": "purchase", **PROMPTS, "after": " answer:", "weight": 2},
+]
 
 
 def several(
@@ -351,8 +359,8 @@ def test_calibration_travels_from_validation_to_the_export(three_run: Path, tmp_
     made = export(three_run, "merged", tmp_path / "out", task="purchase")
     assert made["serving"]["calibration"] == kept
     ours, served = (
-        {place["item"]: place["score"] for place in recommend(place, history=["i3"], top=40, **named)}
-        for place, named in ((three_run, {"task": "purchase"}), (tmp_path / "out", {}))
+        {place["item"]: place["score"] for place in recommend(folder, history=["i3"], top=40, task="purchase")}
+        for folder in (three_run, tmp_path / "out")
     )
     assert served == pytest.approx(ours, abs=1e-5) and all(0 < score < 1 for score in ours.values())
     # Without the correction the run's own figures are others.

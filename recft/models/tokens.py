@@ -109,11 +109,11 @@ def _templated(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]
 
 def _messages(body: str) -> list[dict[str, str]]:
     try:
-        found = json.loads(body) if body.startswith("[{") else None
+        found: list[dict[str, str]] = json.loads(body) if body.startswith("[{") else []
     except ValueError:
-        found = None
-    is_chat = bool(found) and all(isinstance(one, dict) and {"role", "content"} <= one.keys() for one in found)
-    return list(found) if is_chat else [{"role": "user", "content": body}]
+        found = []
+    is_chat = all(isinstance(one, dict) and {"role", "content"} <= one.keys() for one in found)
+    return found if found and is_chat else [{"role": "user", "content": body}]
 
 
 def cut(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from recft.data.store import Records, Table
 
-__all__ = ["Batch", "Head", "Output", "Reads", "Task", "Text"]
+__all__ = ["Batch", "Head", "Output", "Reads", "Task", "Text", "scored"]
 
 Text = str | tuple[str, str]
 """A text, or (body, tail): the body is cut where the two are too long, the tail never."""
@@ -105,3 +105,13 @@ class Task(Protocol):
 
         Of classes it is a probability for each, (P, C); of a likelihood the outputs themselves, (P, 2).
         """
+
+    def numbers(self, config: Any, outputs: np.ndarray, records: Records, rows: np.ndarray) -> np.ndarray:
+        """The number for each candidate pair of the records, (P,): what a record says counts too (values)."""
+
+
+def scored(task: Task, config: Any, outputs: np.ndarray, records: Records, rows: np.ndarray) -> np.ndarray:
+    """What outputs say of the records' own pairs."""
+    if task.output == "values":
+        return task.numbers(config, outputs, records, rows)
+    return task.scores(config, outputs)

@@ -1,9 +1,11 @@
 """How many stars will this user give this item: one text for the rated history and the candidate, read together.
 
-On an encoder the prediction is low + (high - low) · sigmoid(output of a new head); on a causal base it is the
-expectation of the stars that the answer tokens stand for, under their softmax. The loss is the squared error. The
-history is written newest first, each item with its stars, after the mean of all that the user has rated before; the
-candidate is never cut, only the history is, oldest first.
+The prediction is what the user gives on average (the mean of the rated history, drawn towards the middle of the range
+with the strength of three ratings) plus what the model says of this item: (high - low) · (s - 1/2), where s is on an
+encoder the sigmoid of a new head, on a causal base the expectation of evenly spread values under the answer tokens'
+softmax. An untuned head so predicts the user's mean (the user effect of Koren et al. 2009, eq. 1), and learns what
+an item adds to it. The loss is the squared error. The history is written newest first, each item with its stars, after
+the mean of all that the user has rated before; the candidate is never cut, only the history is, oldest first.
 """
 
 from __future__ import annotations
@@ -29,6 +31,10 @@ __all__ = ["MEMBER"]
 
 MOST_CHARACTERS = 1000
 """Of an item's text: a page-long one must not push the history out."""
+
+
+MEAN_STRENGTH = 3.0
+"""Ratings that the middle of the range counts for in a user's mean."""
 
 
 class RatingSettings(TaskSettings):
@@ -100,7 +106,7 @@ class Rating:
         items: Sequence[str],
         rng: np.random.Generator,
     ) -> Batch:
-        """The batch of some records with their candidates; arrays: `text` and `stars` of each pair, (P,).
+        """The batch of some records with their candidates; arrays: `text` and `above`, stars less the mean, (P,).
 
         Raises:
             DataError: a rating of training lies outside the range.
@@ -113,7 +119,11 @@ class Rating:
             for text in self._texts(config, records, int(row), pairs, items)
         ]
         different, places = distinct(texts)
-        arrays = {"text": places, "stars": records.grades[np.concatenate(chosen)].astype(np.float32)}
+        own = np.concatenate(
+            [np.full(len(pairs), _mean(config, records, int(row))) for row, pairs in zip(rows, chosen, strict=True)]
+        )
+        stars = records.grades[np.concatenate(chosen)]
+        arrays = {"text": places, "above": (stars - own).astype(np.float32)}
         return Batch(texts=different, arrays=arrays, n_examples=len(rows))
 
     def _texts(
@@ -133,13 +143,13 @@ class Rating:
         import torch
 
         found = outputs[torch.as_tensor(batch.arrays["text"], device=outputs.device)]  # (P, K)
-        stars = torch.as_tensor(batch.arrays["stars"], device=outputs.device).to(outputs)
+        above = torch.as_tensor(batch.arrays["above"], device=outputs.device).to(outputs)
         low, high = config.range
         if found.shape[1] == 1:
             share = torch.sigmoid(found[:, 0])
         else:
             share = found.softmax(dim=1) @ torch.linspace(0, 1, found.shape[1]).to(found)
-        return (low + (high - low) * share - stars).square().mean()
+        return ((high - low) * (share - 0.5) - above).square().mean()
 
     def pairs(self, config: RatingSettings, records: Records, rows: np.ndarray, items: Sequence[str]) -> list[Text]:
         """One text for each candidate of the records."""
@@ -148,14 +158,28 @@ class Rating:
         ]
 
     def scores(self, config: RatingSettings, outputs: np.ndarray) -> np.ndarray:
-        """The stars, (P,)."""
+        """How many stars an item is above what the user gives on average, (P,)."""
         low, high = config.range
         if outputs.shape[1] == 1:
             share = 1.0 / (1.0 + np.exp(-np.clip(outputs[:, 0].astype(np.float64), -60, 60)))
         else:
             share = softmax(outputs) @ np.linspace(0, 1, outputs.shape[1])
-        stars: np.ndarray = low + (high - low) * share
-        return stars
+        above: np.ndarray = (high - low) * (share - 0.5)
+        return above
+
+    def numbers(self, config: RatingSettings, outputs: np.ndarray, records: Records, rows: np.ndarray) -> np.ndarray:
+        """The stars of each pair, (P,), within the range."""
+        own = np.repeat([_mean(config, records, int(row)) for row in rows], np.diff(records.offsets)[rows])
+        return np.asarray(np.clip(own + self.scores(config, outputs), *config.range))
+
+
+def _mean(config: RatingSettings, records: Records, row: int) -> float:
+    """What a record's user gives on average, drawn towards the middle of the range."""
+    middle = (config.range[0] + config.range[1]) / 2
+    if records.log_ratings is None or records.starts is None or records.cuts is None:
+        return middle
+    stars = records.log_ratings[records.starts[row] : records.cuts[row]]
+    return float((stars.sum(dtype=np.float64) + MEAN_STRENGTH * middle) / (len(stars) + MEAN_STRENGTH))
 
 
 def _rated(config: RatingSettings, records: Records, row: int, items: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from recft.errors import ModelError, problem
 from recft.metrics import _base as metrics
 from recft.metrics._ranks import concat, gains, ranks_of, ranks_of_pairs
 from recft.schema import EvalSettings, TaskSettings
-from recft.tasks._base import Task, Text
+from recft.tasks._base import Task, Text, scored
 
 if TYPE_CHECKING:
     from recft.data.store import Records
@@ -139,7 +139,9 @@ def model_system(exam: Exam, encode: Encode) -> System:
         found = task.scores(config, encode(task.contexts(config, records, rows, exam.items)))  # (R, C)
         return System(lambda part: found[part], lambda part: own_scores(records, part, found[part]))
     if reads == "pairs" and (task.output != "ranking" or exam.candidates == "judged"):
-        found = task.scores(config, encode(task.pairs(config, records, rows, exam.items)))  # (P,) or (P, 2)
+        found = scored(
+            task, config, encode(task.pairs(config, records, rows, exam.items)), records, rows
+        )  # (P,) or (P, 2)
         return System(None, lambda part: found[places(records, part)])
     if reads == "pairs" and hasattr(encode, "catalogue"):
         return _written(exam, encode)

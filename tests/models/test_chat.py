@@ -90,7 +90,8 @@ def test_an_engine_reads_a_chat_as_it_was_scored(
     ours = tokenize(tokenizer, pairs, most, likelihood=True, chat=True)
     fitted = cut(tokenizer, pairs, most, likelihood=True, chat=True)
     assert ours == apart(tokenizer, fitted, most, chat=True)
-    for tokens, (text, tail), (source, _) in zip(ours, fitted, pairs, strict=True):
+    for tokens, one, (source, _) in zip(ours, fitted, pairs, strict=True):
+        text, tail = str(one[0]), str(one[1])
         assert len(tokens["input_ids"]) <= most and tokens["tail_mask"][0] == 0
         assert any(rendered(tokenizer, source, room).endswith(text) for room in range(1, most))
         assert reply.startswith(tail)

@@ -57,17 +57,23 @@ def test_predictions_and_loss_are_their_formulas(width: int, span: tuple[float, 
     assert batch.arrays["text"].tolist() == [0, 0, 1] and len(batch.texts) == 2
     outputs = torch.randn(2, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
     low, high = span
+    # The first user's mean of (5, 3.5, 1), the second's of nothing: drawn to the middle as by three ratings.
+    middle = (low + high) / 2
+    means = [(9.5 + 3 * middle) / 6, middle]
     predicted = []
     for row in outputs.tolist():
         if width == 1:
             share = 1 / (1 + math.exp(-row[0]))
-            predicted.append(low + (high - low) * share)
+            predicted.append((high - low) * (share - 0.5))
         else:
             total = sum(math.exp(value) for value in row)
             step = (high - low) / (width - 1)
-            predicted.append(sum((low + n * step) * math.exp(value) / total for n, value in enumerate(row)))
+            predicted.append(sum((low + n * step) * math.exp(value) / total for n, value in enumerate(row)) - middle)
     assert TASK.scores(config, outputs.detach().numpy()).tolist() == pytest.approx(predicted)
-    errors = [(predicted[place] - star) ** 2 for place, star in zip([0, 0, 1], [4.5, 2, 1], strict=True)]
+    stars = [means[user] + predicted[place] for user, place in ((0, 0), (0, 0), (1, 1))]
+    numbers = TASK.numbers(config, outputs.detach().numpy()[[0, 0, 1]], rated(), np.arange(2))
+    assert numbers.tolist() == pytest.approx([min(max(star, low), high) for star in stars])
+    errors = [(ours - true) ** 2 for ours, true in zip(stars, [4.5, 2, 1], strict=True)]
     found = TASK.loss(config, outputs, batch)
     assert float(found.detach()) == pytest.approx(sum(errors) / 3, rel=1e-6)
     found.backward()
@@ -78,7 +84,7 @@ def test_predictions_and_loss_are_their_formulas(width: int, span: tuple[float, 
 def test_predictions_stay_within_the_range_at_extreme_outputs(width: int) -> None:
     config = TASK.Config(range=(0.5, 5))
     outputs = torch.tensor([[1e30] + [-1e30] * (width - 1), [-1e30] * width], requires_grad=True)
-    found = TASK.scores(config, outputs.detach().numpy())
+    found = TASK.numbers(config, outputs.detach().numpy()[[0, 1, 0]], rated(), np.arange(2))
     assert np.isfinite(found).all() and found.min() >= 0.5 and found.max() <= 5
     loss = TASK.loss(config, outputs, batch_of(config, rated()))
     loss.backward()
@@ -107,8 +113,10 @@ def test_a_profile_stands_before_the_ratings() -> None:
 
 def test_candidates_are_drawn_and_a_megabyte_leaves_the_history(tiny_bert: Path, toy_recipe: Any) -> None:
     config = TASK.Config(candidates_per_record=1)
-    found = {tuple(batch_of(config, rated(), seed).arrays["stars"].tolist()) for seed in range(12)}
-    assert found == {(4.5, 1.0), (2.0, 1.0)}
+    found = {tuple(batch_of(config, rated(), seed).arrays["above"].tolist()) for seed in range(12)}
+    mean = (9.5 + 3 * 3) / 6
+    assert sorted(row[0] for row in found) == pytest.approx([2.0 - mean, 4.5 - mean])
+    assert {row[1] for row in found} == {1.0 - 3}
     items = ["oak desk", "lamp", "墨盒 " * 300_000, "x", "y"]
     for kind in ("encoder", "causal"):
         tokenizer = tokenizer_of(toy_recipe("rating", kind).model)

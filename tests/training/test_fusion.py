@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exam_toys import exam, records, table
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exam_toys import exam, records, table
 from recft.errors import ModelError
 from recft.training import fusion
 from recft.training.fusion import PRIOR_RECORDS, Fusion, fit_fusion
@@ -75,21 +75,21 @@ def least(loss: Callable[[torch.Tensor], torch.Tensor], start: np.ndarray) -> np
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         value = loss(weights)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return weights.detach().numpy()
+    optimizer.step(closure)
+    return np.asarray(weights.detach().numpy())
 
 
 def z(scores: np.ndarray) -> np.ndarray:
-    return (scores - scores.mean()) / scores.std()
+    return np.asarray((scores - scores.mean()) / scores.std())
 
 
 def log_rank(scores: np.ndarray) -> np.ndarray:
     """Minus the log of 10 + how many are above, half of the equal ones among them."""
     above = [sum(other > one for other in scores) + (sum(other == one for other in scores) - 1) / 2 for one in scores]
-    return -np.log(np.array(above) + 10)
+    return np.asarray(-np.log(np.array(above) + 10))
 
 
 def softmax_weights(groups: list[tuple[np.ndarray, int]]) -> np.ndarray:
@@ -98,10 +98,12 @@ def softmax_weights(groups: list[tuple[np.ndarray, int]]) -> np.ndarray:
     tensors = [(torch.tensor(features), target) for features, target in groups]
 
     def unlikely(weights: torch.Tensor) -> torch.Tensor:
-        return -torch.stack([torch.log_softmax(f @ weights, dim=0)[t] for f, t in tensors]).sum()
+        each: torch.Tensor = torch.stack([torch.log_softmax(f @ weights, dim=0)[t] for f, t in tensors])
+        return -each.sum()
 
     def common(weight: torch.Tensor) -> torch.Tensor:
-        return unlikely(weight.expand(size)) + PRIOR_RECORDS * size / 2 * ((weight - 1 / size) ** 2).sum()
+        pull: torch.Tensor = PRIOR_RECORDS * size / 2 * ((weight - 1 / size) ** 2).sum()
+        return unlikely(weight.expand(size)) + pull
 
     middle = torch.tensor(least(common, np.ones(1) / size))
     return least(lambda w: unlikely(w) + PRIOR_RECORDS / 2 * ((w - middle) ** 2).sum(), np.full(size, middle.item()))
@@ -142,7 +144,8 @@ def test_judged_candidates_are_standardised_among_themselves() -> None:
         parts.append((torch.tensor(features), torch.tensor(worth / worth.sum())))
 
     def unlikely(weights: torch.Tensor) -> torch.Tensor:
-        return -torch.stack([worth @ torch.log_softmax(f @ weights, dim=0) for f, worth in parts]).sum()
+        each: torch.Tensor = torch.stack([worth @ torch.log_softmax(f @ weights, dim=0) for f, worth in parts])
+        return -each.sum()
 
     middle = least(lambda w: unlikely(w.expand(2)) + 5 * ((w - 0.5) ** 2).sum(), np.ones(1))[0]
     expected = least(lambda w: unlikely(w) + 2.5 * ((w - middle) ** 2).sum(), np.full(2, middle))

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exam_toys import exam, records, table
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exam_toys import exam, records, table
+from recft.errors import ModelError
 from recft.metrics._base import Lists
 from recft.registry import load
 from recft.training import scoring
@@ -50,7 +51,10 @@ def test_ndcg_is_the_slow_one_under_every_rule(gain: str, mask: bool) -> None:
     own, scores, grades = shop()
     asked = exam(own, 30, ["ndcg@10"], settings={"gain": gain, "mask_history": mask})
     found = score(asked, table(own, scores)).per_record["ndcg@10"]
-    worth = (lambda grade: 2**grade - 1) if gain == "exponential" else (lambda grade: grade)
+
+    def worth(grade: float) -> float:
+        return 2.0**grade - 1 if gain == "exponential" else grade
+
     for row, one in enumerate(grades):
         candidates = [item for item in range(30) if not (mask and item in own.history(row))]
         expected = ndcg(scores[row], {item: worth(grade) for item, grade in one.items()}, candidates)
@@ -64,8 +68,9 @@ def test_records_are_scored_alike_however_they_fall_into_blocks(monkeypatch: pyt
     monkeypatch.setattr(scoring, "BLOCK_SCORES", 70)
     parts = score(asked, table(own, scores))
     assert parts.values == pytest.approx(whole.values)
-    assert parts.top is not None and np.array_equal(parts.top, whole.top)
-    assert parts.ranks is not None and np.array_equal(parts.ranks.pairs, whole.ranks.pairs)
+    assert parts.top is not None and whole.top is not None and np.array_equal(parts.top, whole.top)
+    assert parts.ranks is not None and whole.ranks is not None
+    assert np.array_equal(parts.ranks.pairs, whole.ranks.pairs)
 
 
 def test_every_system_meets_the_same_sampled_candidates() -> None:
@@ -76,9 +81,9 @@ def test_every_system_meets_the_same_sampled_candidates() -> None:
         masks = scoring._excluded(asked, np.arange(8))
         assert masks is not None
         seen.append(masks)
-    assert np.array_equal(*seen)
+    assert np.array_equal(seen[0], seen[1])
     late = scoring._excluded(asked, np.array([5, 6]))
-    assert np.array_equal(late, seen[0][5:7]), "a record's candidates do not depend on its block"
+    assert late is not None and np.array_equal(late, seen[0][5:7]), "a record's candidates do not depend on its block"
     for row, one in enumerate(grades):
         kept = set(np.flatnonzero(~seen[0][row]).tolist())
         assert set(one) <= kept and 10 <= len(kept) <= 10 + len(one)
@@ -163,7 +168,7 @@ def test_top_places_are_the_best_items_by_number_where_equal(seed: int) -> None:
 
 def test_a_score_that_is_no_number_is_refused() -> None:
     own = records([[(0, 1.0)]])
-    with pytest.raises(scoring.ModelError, match="not a number"):
+    with pytest.raises(ModelError, match="not a number"):
         score(exam(own, 2, ["ndcg@10"]), table(own, np.array([[np.nan, 1.0]])))
 
 
