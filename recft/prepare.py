@@ -30,6 +30,8 @@ _FORMAT = 2
 def prepare(recipe: Recipe, out: Path | str | None = None, force: bool = False, listen: Listener = silent) -> Store:
     """The prepared data of a recipe, made or, where nothing that decides it has changed, reused.
 
+    Of a recipe with several tasks it is the first one's; each task has a folder of its own in `out`.
+
     Args:
         recipe: its `data` settings, and of the model only what the length audit needs.
         out: `runs/<name>/data` where absent; written whole or not at all.
@@ -40,8 +42,11 @@ def prepare(recipe: Recipe, out: Path | str | None = None, force: bool = False, 
         RecipeError: settings that cannot work together.
         DataError: rows, files or splits that break a rule; nothing is written then.
     """
-    recipe = _with_stars(recipe)
     folder = Path(out) if out is not None else Path("runs") / recipe.name / "data"
+    if recipe.tasks:
+        first, *_ = [prepare(part, folder / part.task.name, force, listen) for part in recipe.parts()]
+        return first
+    recipe = _with_stars(recipe)
     table = _table(recipe)
     origin = _origin(recipe, listen)
     if _reusable(folder, origin, force):

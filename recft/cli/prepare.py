@@ -43,6 +43,7 @@ def card_sheets(card: dict[str, Any]) -> list[Sheet]:
     by = card.get("split", {}).get("by", "?")
     sheets = [
         facts("counts", card.get("counts", {})),
+        *_findings(card),
         Sheet(
             columns=("split", *(column.replace("_", " ") for column in columns)),
             rows=[(name, *(number(part.get(column)) for column in columns)) for name, part in splits.items()],
@@ -56,6 +57,14 @@ def card_sheets(card: dict[str, Any]) -> list[Sheet]:
     quarantined = card.get("quarantined", {}).get("rows", 0)
     aside = {**card.get("dropped", {}), **({"set aside in quarantine.jsonl": quarantined} if quarantined else {})}
     return [*sheets, facts("rows left out", aside)] if aside else sheets
+
+
+def _findings(card: dict[str, Any]) -> list[Sheet]:
+    """What a reader of the scores must know: texts with several labels or in two splits, reviews from later."""
+    texts, reviews = card.get("texts", {}), card.get("reviews", {})
+    kept = {name: texts[name] for name in ("conflicts", "in_two_splits", "groups_in_two_splits") if texts.get(name)}
+    kept |= {"reviews": reviews["leakage"]} if reviews.get("leakage") else {}
+    return [facts("to know", kept)] if kept else []
 
 
 MEMBER = Command(

@@ -25,6 +25,9 @@ PRIOR_RECORDS = 5.0
 MOST_RECORDS = 5_000
 """Validation records of a fit."""
 
+BLOCK_FEATURES = 1 << 21
+"""Terms of candidates that are held at a time: 16 MiB."""
+
 BEST_OF_EACH, MOST_OTHERS = 100, 200
 """Of a whole catalogue the fit sees the targets, what some system puts among its first so many, and a sample of all
 others that stands for them."""
@@ -144,32 +147,42 @@ items each stands for, (C,)."""
 
 
 def _candidate_features(exam: Exam, systems: Sequence[System]) -> list[Group]:
-    """The candidates of validation records that have a target; of a large catalogue fewer records are taken."""
+    """The candidates of validation records that have a target; of a large catalogue a part of them."""
+    rows = np.unique(np.linspace(0, len(exam.records) - 1, min(MOST_RECORDS, len(exam.records))).round().astype(int))
+    if exam.task.output == "ranking" and exam.candidates == "judged":
+        found = [_judged_group(exam, systems, int(row)) for row in rows]
+    else:
+        # Some systems have a lot to do before their first score: they are asked for many records at once.
+        size = max(1, BLOCK_FEATURES // max(1, len(exam.items) * len(systems)))
+        blocks = [rows[start : start + size] for start in range(0, len(rows), size)]
+        found = [
+            _whole_group(exam, features, int(row), len(systems))
+            for part in blocks
+            for row, features in zip(part, _stack(exam, systems, part), strict=True)
+        ]
+    return [
+        (features.astype(np.float32), worth / worth.sum(), stands)
+        for features, worth, stands in found
+        if (worth > 0).any() and len(worth) > 1
+    ]
+
+
+def _judged_group(exam: Exam, systems: Sequence[System], row: int) -> Group:
+    one = np.array([row])
+    worth = exam.records.grades[places(exam.records, one)].astype(np.float64)
+    return _pair_features(exam, systems, one), worth, np.zeros(len(worth))
+
+
+def _whole_group(exam: Exam, features: Feature, row: int, n_systems: int) -> Group:
     records, n_items = exam.records, len(exam.items)
-    judged = exam.task.output == "ranking" and exam.candidates == "judged"
-    rows = np.linspace(0, len(records) - 1, min(MOST_RECORDS, len(records))).round().astype(int)
-    groups = []
-    for row in np.unique(rows):
-        one = np.array([row])
-        places_ = places(records, one)
-        if judged:
-            worth, features = records.grades[places_].astype(np.float64), _pair_features(exam, systems, one)
-        else:
-            features = _stack(exam, systems, one)[0]
-            worth = np.zeros(n_items)
-            worth[records.items[places_]] = records.grades[places_]
-        stands = np.zeros(len(worth))
-        if exam.task.output == "ranking" and not judged:
-            masked = records.history(int(row)) if exam.settings.mask_history else np.zeros(0, np.int32)
-            kept, stands = _sample(features[:, : len(systems)], worth > 0, masked, int(row))
-            features, worth = features[kept], worth[kept]
-        if (worth > 0).any() and len(worth) > 1:
-            groups.append((features.astype(np.float32), worth / worth.sum(), stands))
-    return groups
-
-
-Moments = tuple[float, np.ndarray, np.ndarray]
-"""A convex loss, its gradient and its Hessian."""
+    own = places(records, np.array([row]))
+    worth = np.zeros(n_items)
+    worth[records.items[own]] = records.grades[own]
+    if exam.task.output == "classes":
+        return features, worth, np.zeros(n_items)
+    masked = records.history(row) if exam.settings.mask_history else np.zeros(0, np.int32)
+    kept, stands = _sample(features[:, :n_systems], worth > 0, masked, row)
+    return features[kept], worth[kept], stands
 
 
 def _sample(features: np.ndarray, targets: np.ndarray, masked: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -183,6 +196,10 @@ def _sample(features: np.ndarray, targets: np.ndarray, masked: np.ndarray, seed:
     drawn = np.random.default_rng([seed, 4]).permutation(others)[:MOST_OTHERS]
     stands = np.log(len(others) / max(len(drawn), 1)) if len(drawn) else 0.0
     return np.concatenate([near, drawn]), np.concatenate([np.zeros(len(near)), np.full(len(drawn), stands)])
+
+
+Moments = tuple[float, np.ndarray, np.ndarray]
+"""A convex loss, its gradient and its Hessian."""
 
 
 def _newton(step: Callable[[np.ndarray], Moments], start: np.ndarray) -> np.ndarray:
