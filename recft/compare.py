@@ -49,7 +49,7 @@ class _Row:
         name: for people.
         per_record: metric -> mean over seeds of each (fold, record), (R,); rankings.
         labels: the scored pairs of each seed, folds laid side by side; all but rankings.
-        names: the metrics of the labels, as they were asked for.
+        names: the metrics of the labels that the row has a score of: a popularity count has no log loss.
         clusters: whose record or pair it is, (R,) or (P,).
         n_runs: how many runs are in it.
     """
@@ -61,11 +61,11 @@ class _Row:
     clusters: np.ndarray
     n_runs: int
 
-    def scorer(self, metric: str, probabilities: bool = True) -> Any:
+    def scorer(self, metric: str) -> Any:
         """The mean over seeds of a pointwise metric, as a function of pair weights; None where it has none."""
         member: metrics.Metric = registry.load(metrics.PACKAGE, metrics.parse(metric)[0])
         score = member.pointwise
-        if score is None or (member.needs_probabilities and not probabilities):
+        if score is None:
             return None
         return lambda _labels, weights: float(np.mean([score(labels, weights) for labels in self.labels]))
 
@@ -153,12 +153,18 @@ def _pooled(name: str, members: Sequence[_Run], row: str) -> _Row:
         if row in one.rows
     ]
     if f"{row}:score" in frames[0].columns:
-        return _pooled_pairs(name, frames, f"{row}:score", list(members[0].report["tuned"]))
+        return _pooled_pairs(name, frames, f"{row}:score", _measured(members, row))
     scores = [column for column in frames[0].columns if column.startswith(f"{row}:") and _kind(column) not in LISTS]
     whole = pl.concat([frame.select("fold", "record", "key", *scores) for frame in frames])
     mean = whole.group_by("fold", "record", "key").mean().sort("fold", "record")
     per_record = {_kind(column): mean[column].fill_null(np.nan).to_numpy() for column in scores}
     return _Row(name, per_record, (), (), mean["key"].to_numpy().astype(str), len(frames))
+
+
+def _measured(members: Sequence[_Run], row: str) -> list[str]:
+    """The metrics that some run has a score of this row for."""
+    scores = [{**one.report["baselines"], **one.report}.get(row) or {} for one in members]
+    return list(dict.fromkeys(name for one in scores for name, value in one.items() if value is not None))
 
 
 def _kind(column: str) -> str:
@@ -220,7 +226,7 @@ def _difference(ours: _Row, theirs: _Row) -> dict[str, Any]:
     for metric in [name for name in ours.per_record if name in theirs.per_record]:
         pair = ours.per_record[metric], theirs.per_record[metric], ours.clusters
         found[metric] = _as_json(intervals.paired(*pair), intervals.p_value(*pair))
-    for metric in ours.names if theirs.labels else ():
+    for metric in [name for name in ours.names if name in theirs.names]:
         mine, other = ours.scorer(metric), theirs.scorer(metric)
         if mine is None or other is None:
             continue

@@ -366,6 +366,10 @@ class _Tuning:
         if labels is None or len(labels) < LEAST_CALIBRATION_PAIRS:
             self.listen("note", {"text": f"{part.task.name}: too few validation pairs to calibrate probabilities"})
             return None
+        if len(np.unique(labels.labels)) < 2:
+            # What makes one answer alone most likely says nothing of the other.
+            self.listen("note", {"text": f"{part.task.name}: validation has one answer alone, nothing is calibrated"})
+            return None
         return fit_calibration(kind, labels.scores, labels.labels)
 
     def _report_continued(self, tuned: Tuned, progress: Progress) -> None:

@@ -118,10 +118,11 @@ def _cached(name: str, store: Store, key: list[Any], compute: Any) -> dict[str, 
         except (OSError, EOFError, ValueError, zipfile.BadZipFile):
             pass  # half-written by another program, or damaged: computed again
     found = cast("dict[str, np.ndarray]", compute())
-    if sum(array.nbytes for array in found.values()) <= MOST_CACHED_BYTES:
+    plain = all(array.dtype != object for array in found.values())  # nothing is ever pickled
+    if plain and sum(array.nbytes for array in found.values()) <= MOST_CACHED_BYTES:
         try:
             with atomic_file(path) as draft:
-                np.savez(draft, allow_pickle=False, **found)
+                np.savez(draft, **found)
         except OSError:
             pass  # a cache that cannot be written costs time, nothing else
     return found
