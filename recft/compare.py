@@ -163,7 +163,7 @@ def _pooled(name: str, members: Sequence[_Run], row: str) -> _Row:
 
 def _measured(members: Sequence[_Run], row: str) -> list[str]:
     """The metrics that some run has a score of this row for."""
-    scores = [{**one.report["baselines"], **one.report}.get(row) or {} for one in members]
+    scores = [one.report["baselines"].get(row) or one.report.get(row) or {} for one in members]
     return list(dict.fromkeys(name for one in scores for name, value in one.items() if value is not None))
 
 

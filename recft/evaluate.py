@@ -316,6 +316,7 @@ class _Evaluation:
         ranking, ranked = exam.task.output == "ranking", exam.candidates != "judged"
         drawn = int(exam.candidates.split()[1]) if exam.candidates.startswith("sampled") else len(exam.items)
         n_candidates = min(drawn, len(exam.items))
+        written = ranking and ranked and exam.task.reads(exam.config) == "pairs"
         subset = f"{len(exam.records):,} of {len(self.whole.records):,} records, spread over the split"
         return {
             "split": self.split,
@@ -324,12 +325,13 @@ class _Evaluation:
             "candidates": exam.candidates if ranking else "pairs",
             "n_candidates": n_candidates if ranking and ranked else None,
             "sampled": (card.get("labels") or {}).get("source") == "sampled" or exam.candidates.startswith("sampled"),
-            "history_masked": bool(ranking and exam.settings.mask_history),
+            "history_masked": bool(ranking and ranked and exam.settings.mask_history),
             "gain": exam.settings.gain,
             "ties": "expected value over random order",
             "interval": "95%, bootstrap clustered by "
             + {"interactions": "user", "queries": "query"}.get(store.table, "text or group"),
             "data": card["data_sha256"],
+            **({"decoding": exam.settings.decoding} if written and exam.settings.decoding != "exact" else {}),
             **({"subset": subset} if len(exam.records) < len(self.whole.records) else {}),
         }
 

@@ -52,18 +52,16 @@ class _Ranker:
 
     def records(self, wanted: Sequence[tuple[str, Any]]) -> Records:
         """The contexts as records: ("query", text), ("history", item ids) or ("user", id)."""
-        queries, histories = [], []
-        for kind, value in wanted:
+        for kind, _ in wanted:
             self._fits(kind)
-            queries.append(str(value) if kind == "query" else "")
-            histories.append([] if kind == "query" else self._bought(value) if kind == "user" else self._items(value))
+        queries = [str(value) if kind == "query" else "" for kind, value in wanted]
+        histories = [self._history(kind, value) for kind, value in wanted]
         bounds = np.cumsum([0, *(len(history) for history in histories)]).astype(np.int64)
         nothing = np.zeros(0, np.int32)
         log = np.concatenate([nothing, *(np.array(history, np.int32) for history in histories)])
         return Records(
             keys=[str(value) for _, value in wanted],
             queries=None if self.table == "interactions" else queries,
-            users=None,
             starts=bounds[:-1],
             cuts=bounds[1:],
             times=None,
@@ -71,7 +69,24 @@ class _Ranker:
             items=nothing,
             grades=np.zeros(0, np.float32),
             log_items=log,
+            **self._known([value for kind, value in wanted if kind == "user"], len(wanted)),
         )
+
+    def _history(self, kind: str, value: Any) -> list[int]:
+        return [] if kind == "query" else self._bought(value) if kind == "user" else self._items(value)
+
+    def _known(self, users: Sequence[str], n: int) -> dict[str, Any]:
+        """What the data says of users beyond their items: their stars, and their profiles, as tuning has read them."""
+        if self.store is None or self.store.log is None or len(users) < n:
+            return {"users": None}
+        numbers = np.array([self.store.user_ids.index(user) for user in users], np.int32)
+        log, texts = self.store.log, self.store.user_texts
+        stars = None if log.ratings is None else [log.ratings[log.users == number] for number in numbers]
+        return {
+            "users": numbers,
+            "profiles": texts if any(texts) else None,
+            "log_ratings": None if stars is None else np.concatenate([np.zeros(0, np.float32), *stars]),
+        }
 
     def _fits(self, kind: str) -> None:
         expected = "history or user" if self.table == "interactions" else "query"
@@ -82,6 +97,15 @@ class _Ranker:
                     f"this model ranks for a {expected}",
                     f"its task is {self.config.name}",
                     f"give --{expected.split()[0]}",
+                )
+            )
+        if kind == "history" and self.task.output == "values":
+            raise RecipeError(
+                problem(
+                    "--history",
+                    "ids have no stars beside them",
+                    f"{self.config.name} reads what a user has given to the items of a history",
+                    "give --user, with the run folder",
                 )
             )
 
@@ -152,8 +176,15 @@ class _Ranker:
         return _first(scores[:, 0] if scores.ndim == 2 else scores, depth)
 
     def explain(self, kind: str, value: Any, items: Sequence[int]) -> list[dict[str, Any]]:
-        """Why each of these items, as `recommend` gives it."""
-        history = [] if kind == "query" else self._bought(value) if kind == "user" else self._items(value)
+        """Why each of these items, as `recommend` gives it.
+
+        Raises:
+            RecipeError: the task reads stars, which are left out with no item's words.
+        """
+        if self.task.output == "values":
+            value, rule = f"a model of {self.config.name}", "what is left out are words and items, not their stars"
+            raise RecipeError(problem("--explain", value, rule, "leave --explain out"))
+        history = self._history(kind, value)
         context = str(value) if kind == "query" else [self.texts[item] for item in history]
         found = explain(self.task, self.config, self.encode, self.texts, items, context, self._scores)
         return [

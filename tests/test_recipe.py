@@ -38,11 +38,12 @@ def path(tmp_path: Path) -> Path:
 def test_yaml_1_2_numbers_and_words(path: Path) -> None:
     recipe = Recipe.load(path)
     assert recipe.tune.learning_rate == 3e-4
-    assert recipe.data.items.id == "no"
+    assert recipe.data.items is not None and recipe.data.items.id == "no"
 
 
 def test_paths_are_taken_from_the_recipe_s_folder(path: Path) -> None:
-    assert Recipe.load(path).data.items.path == str(path.parent / "items.csv")
+    items = Recipe.load(path).data.items
+    assert items is not None and items.path == str(path.parent / "items.csv")
 
 
 def test_overrides_come_last_and_make_room_in_a_short_form(path: Path) -> None:

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from recft.errors import RecipeError
 from recft.export import export
 from recft.recipe import Recipe
-from recft.recommend import recommend
+from recft.recommend import _open, recommend
 from recft.tune import tune
 
 ToyRecipe = Callable[..., Recipe]
@@ -63,3 +65,23 @@ def test_a_history_s_items_and_words_are_explained(task: str, kind: str, toy_rec
             assert part["effect"] == pytest.approx(place["score"] - score, abs=1e-4)
     (place,) = recommend(tmp_path / "run", user="u0", top=1, explain=1)
     assert parts(place, "item")
+
+
+def test_a_user_is_ranked_for_as_tuning_has_read_users(toy_recipe: ToyRecipe, tmp_path: Path) -> None:
+    """Stars and profile belong to what a model reads: without them every user would be a stranger."""
+    recipe = toy_recipe(task={"name": "rating", "history_items": 3})
+    tune(recipe, tmp_path / "run")
+    ranker = _open(tmp_path / "run")
+    assert ranker.store is not None and ranker.store.log is not None
+    log = ranker.store.log
+    user = ranker.store.user_ids[int(log.users[0])]
+    records = ranker.records([("user", user)])
+    assert log.ratings is not None and records.log_ratings is not None
+    assert records.log_ratings.tolist() == log.ratings[log.users == log.users[0]].tolist()
+    text = ranker.task.pairs(ranker.config, records.with_every(1), np.arange(1), ranker.texts)[0]
+    assert "no ratings yet" not in text[0]
+    assert recommend(tmp_path / "run", user=user, top=2)
+    with pytest.raises(RecipeError, match=r"--history.*rating.*--user"):
+        recommend(tmp_path / "run", history=["i0"])
+    with pytest.raises(RecipeError, match="--explain"):
+        recommend(tmp_path / "run", user=user, explain=1)

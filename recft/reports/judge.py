@@ -21,7 +21,10 @@ __all__ = ["SIGNIFICANT", "Prospect", "foresee", "insist", "judge", "open_refere
 
 SIGNIFICANT = 0.05
 
-_SAME = ("data", "split", "split_by", "candidates", "n_candidates", "sampled", "history_masked", "gain", "subset")
+_SAME = (
+    *("data", "split", "split_by", "candidates", "n_candidates", "sampled", "history_masked", "gain", "decoding"),
+    "subset",
+)
 """What two protocols must share before a figure of one bounds a figure of the other."""
 
 

@@ -255,6 +255,7 @@ def protocol(facts: Mapping[str, Any]) -> str:
         which, count = facts.get("candidates"), facts.get("n_candidates")
         parts.append(f"candidates: {number(count)} ({which})" if count else f"candidates: {which}")
         parts.append("history masked" if facts.get("history_masked") else "history not masked")
+        parts += [f"items written: {facts['decoding']}"] if facts.get("decoding") else []
         parts += [f"{facts['gain']} gain"] if facts.get("gain") else []
         parts += [f"ties: {facts['ties']}"] if facts.get("ties") else []
     parts.append("sampled negatives" if facts.get("sampled") else "nothing sampled")

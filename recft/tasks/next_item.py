@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import Field
 
 from recft.registry import Refusal
+from recft.schema import TaskSettings
 from recft.tasks._base import Batch, Head, Reads, Text
 from recft.tasks._history import history_text
 from recft.tasks._towers import Column, TowerSettings, contrastive_loss, tower_batch
@@ -35,6 +36,9 @@ __all__ = ["MEMBER"]
 
 MOST_WEIGHT = 10.0
 """Of an example, beside the median: a single rare purchase must not be the whole batch."""
+
+
+_OF_TOWERS = {*TowerSettings.model_fields, "logit_adjustment", "inverse_propensity"} - {*TaskSettings.model_fields}
 
 
 class NextItemSettings(TowerSettings):
@@ -60,6 +64,20 @@ class NextItemSettings(TowerSettings):
     )
 
 
+def _unread(score_by: str, keys: Sequence[str], why: str) -> tuple[Refusal, ...]:
+    """Refusals of settings that one way of scoring would pass over in silence."""
+    defaults = {key: field.default for key, field in NextItemSettings.model_fields.items()} | {"decoding": "exact"}
+    return tuple(
+        Refusal(
+            when={"task.name": "next-item", "task.score_by": score_by},
+            unless={f"{'eval' if key == 'decoding' else 'task'}.{key}": defaults[key]},
+            reason=f"{key} is {why}",
+            fix="leave it out, or set task.score_by to the other way",
+        )
+        for key in keys
+    )
+
+
 class NextItem:
     """The task's object; see the module."""
 
@@ -70,7 +88,14 @@ class NextItem:
     output: Literal["ranking"] = "ranking"
     metrics = ("ndcg@10", "hr@10", "recall@20", "mrr@10")
     monitor = "ndcg@10"
-    refusals: tuple[Refusal, ...] = ()
+    refusals: tuple[Refusal, ...] = (
+        *_unread("towers", ("before", "after", "decoding"), "of likelihoods, and two towers read none of it"),
+        *_unread(
+            "likelihood",
+            tuple(key for key in NextItemSettings.model_fields if key in _OF_TOWERS),
+            "of two towers, and a likelihood reads none of it",
+        ),
+    )
 
     def reads(self, config: NextItemSettings) -> Reads:
         """Contexts and candidates apart, or the item after the history."""

@@ -122,7 +122,7 @@ def _cached(name: str, store: Store, key: list[Any], compute: Any) -> dict[str, 
     if plain and sum(array.nbytes for array in found.values()) <= MOST_CACHED_BYTES:
         try:
             with atomic_file(path) as draft:
-                np.savez(draft, **found)
+                np.savez(draft, **cast("dict[str, Any]", found))
         except OSError:
             pass  # a cache that cannot be written costs time, nothing else
     return found

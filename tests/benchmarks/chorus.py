@@ -19,7 +19,6 @@ import json
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +27,8 @@ import polars as pl
 from recft import Recipe, compare, evaluate, prepare, tune
 from recft.evaluate import exam_of
 from recft.metrics._intervals import paired
-from recft.models.base import device_of
-from recft.models.text_model import encode
+from recft.models.base import device_of, tokenizer_of
+from recft.models.encoder import Encoder
 from recft.run import RunFolder, read_json
 from recft.training import assemble
 from recft.training.scoring import score_model
@@ -109,10 +108,12 @@ def zero_shot(text: str, folds: list[int]) -> dict[str, float]:
         for fold in folds:
             overrides = [f"data.split.fold={fold}", f"data.items.text={text}"]
             recipe = Recipe.load(RECIPES / "chorus-lora.yaml", overrides)
-            exam = exam_of(recipe, prepare(recipe, out=f"{folder}/{fold}"), "test")
-            tuned = assemble.new(recipe, 1, [], device_of())
+            store = prepare(recipe, out=f"{folder}/{fold}")
+            exam = exam_of(recipe, store, "test")
+            servings = assemble.servings_of([(recipe, store.item_ids)], tokenizer_of(recipe.model))
+            tuned = assemble.new(recipe, servings, 1, [], device_of())
             with tuned.as_base():
-                found = score_model(exam, partial(encode, tuned.model, tuned.tokenizer))
+                found = score_model(exam, Encoder(tuned.model, tuned.tokenizer))
             scores |= dict(zip(exam.records.keys, found.per_record["ndcg@10"].tolist(), strict=True))
     return scores
 

@@ -66,7 +66,8 @@ def test_the_whole_job_in_order(calls: Any, tmp_path: Path, capsys: pytest.Captu
     assert calls[1][1][0] == recipe
     assert (recipe.seed, recipe.task.name, recipe.method.name) == (3, "retrieval", "lora")
     assert (recipe.model.base, recipe.model.quantization) == ("minilm", "nf4")
-    assert set(recipe.eval.baselines) == {"bm25", "popularity"}
+    assert set(recipe.eval.baselines or ()) == {"bm25", "popularity"}
+    assert recipe.data.items is not None
     assert Path(recipe.data.items.path) == (out / "shop" / "products.jsonl.gz").resolve()
     with gzip.open(recipe.data.items.path, "rt", encoding="utf-8") as lines:
         assert set(recipe.data.items.text) <= set(json.loads(next(lines)))

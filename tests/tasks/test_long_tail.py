@@ -33,7 +33,7 @@ def records() -> Records:
 
 
 def batch_of(**settings: float) -> Batch:
-    config = NextItemSettings(**settings)  # type: ignore[arg-type]
+    config = NextItemSettings(**settings)
     return MEMBER.batch(config, records(), np.array([0, 6, 8]), ITEMS, np.random.default_rng(0))
 
 
