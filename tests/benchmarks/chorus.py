@@ -1,6 +1,7 @@
 """The README's Chorus table: every method over five folds and three seeds, pooled over all 116 queries.
 
     python tests/benchmarks/chorus.py --out runs/chorus               # the table
+    python tests/benchmarks/chorus.py --out runs/chorus --fused       # bi-encoder, cross-encoder and BM25 as one sum
     python tests/benchmarks/chorus.py --out runs/search --search tune.learning_rate=1e-3,3e-3 --recipes chorus-prefix
 
 The last lines set every row beside the untuned base on the protocol's own product text, `supplier, product_type,
@@ -33,7 +34,7 @@ from recft.run import RunFolder, read_json
 from recft.training import assemble
 from recft.training.scoring import score_model
 
-RECIPES = Path(__file__).parents[2] / "recipes" / "retrieval"
+RECIPES = Path(__file__).parents[2] / "recipes"
 TABLE = ("chorus-lora", "chorus-lora-nf4", "chorus-adalora", "chorus-prefix", "chorus-bottleneck")
 
 
@@ -45,7 +46,11 @@ def main() -> None:
     parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--search", nargs="+", default=[], metavar="KEY=A,B", help="inner search over these settings")
+    parser.add_argument("--fused", action="store_true", help="the weighted sum of retrieval, relevance and BM25")
     given = parser.parse_args()
+    if given.fused:
+        show(compare(fused(given.out, given.folds, given.seeds)))
+        return
     if given.search:
         search(given.out, given.recipes, given.search)
         return
@@ -62,12 +67,24 @@ def once(run: Path, name: str, overrides: list[str], split: str) -> Path:
     folder = RunFolder(run)
     if not folder.report(split).is_file():
         started = time.perf_counter()
-        tune(Recipe.load(RECIPES / f"{name}.yaml", overrides), run=run, force=True)
+        folder_of = name if "/" in name else f"retrieval/{name}"
+        tune(Recipe.load(RECIPES / f"{folder_of}.yaml", overrides), run=run, force=True)
         report = evaluate(run, split=split)  # type: ignore[arg-type]
         seconds = time.perf_counter() - started
         scores = f"{report['base']['ndcg@10']:.4f} -> {report['tuned']['ndcg@10']:.4f}"
         print(f"{run.name}: ndcg@10 {scores}, {seconds:.0f} s", file=sys.stderr, flush=True)
     return run
+
+
+def fused(out: Path, folds: list[int], seeds: list[int]) -> list[Path]:
+    """Bi-encoder runs scored beside a cross-encoder of the same fold and seed, and summed with it and BM25."""
+    runs = []
+    for seed, fold in itertools.product(seeds, folds):
+        same = [f"data.split.fold={fold}", f"seed={seed}"]
+        reader = once(out / f"relevance-f{fold}-s{seed}", "relevance/chorus-lora", same, "test")
+        beside = f"eval.beside=[{reader.resolve()}]"
+        runs.append(once(out / f"fused-f{fold}-s{seed}", "retrieval/chorus-fused", [*same, beside], "test"))
+    return runs
 
 
 def search(out: Path, names: list[str], settings: list[str]) -> None:
@@ -107,7 +124,7 @@ def zero_shot(text: str, folds: list[int]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         for fold in folds:
             overrides = [f"data.split.fold={fold}", f"data.items.text={text}"]
-            recipe = Recipe.load(RECIPES / "chorus-lora.yaml", overrides)
+            recipe = Recipe.load(RECIPES / "retrieval" / "chorus-lora.yaml", overrides)
             store = prepare(recipe, out=f"{folder}/{fold}")
             exam = exam_of(recipe, store, "test")
             servings = assemble.servings_of([(recipe, store.item_ids)], tokenizer_of(recipe.model))
