@@ -18,12 +18,16 @@ from recft.metrics import _base as metrics
 from recft.metrics import _intervals as intervals
 from recft.recipe import Recipe
 from recft.reports.findings import MODELS
+from recft.reports.judge import SAME
 from recft.run import read_json
 
 __all__ = ["compare"]
 
 LISTS = ("top", "top_scores")
 """Columns of predictions that are no scores."""
+
+_Rules = frozenset[tuple[str, str]]
+"""Hash of the data and all else of the protocol, as text."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class _Row:
         names: the metrics of the labels that the row has a score of: a popularity count has no log loss.
         clusters: whose record or pair it is, (R,) or (P,).
         n_runs: how many runs are in it.
+        rules: the data and the protocols that it was scored under.
     """
 
     name: str
@@ -60,6 +65,7 @@ class _Row:
     names: Sequence[str]
     clusters: np.ndarray
     n_runs: int
+    rules: _Rules
 
     def scorer(self, metric: str) -> Any:
         """The mean over seeds of a pointwise metric, as a function of pair weights; None where it has none."""
@@ -94,7 +100,10 @@ def compare(runs: Sequence[Path | str], split: str = "test") -> dict[str, Any]:
     first = ""
     for members in groups.values():
         name = members[0].recipe.name
+        rules = _rules(members)
         own = {row: _named(name, row) for row in members[0].rows}
+        # Of other data or candidates a classic row is another row.
+        own |= {row: f"{row} ({name})" for row, known in own.items() if known in rows and rows[known].rules != rules}
         rows |= {own[row]: _pooled(own[row], members, row) for row in own if own[row] not in rows}
         pairs.append((own["tuned"], own["base"]))
         pairs += [(own["tuned"], first)] if first else []
@@ -105,6 +114,7 @@ def compare(runs: Sequence[Path | str], split: str = "test") -> dict[str, Any]:
     return {
         "split": split,
         "rows": [_entry(row) for row in rows.values()],
+        "protocols": {members[0].recipe.name: members[0].report["protocol"] for members in groups.values()},
         "paired": {name: found for name, found in paired.items() if found},
     }
 
@@ -125,6 +135,13 @@ def _read(run: Path, split: str) -> _Run:
     # Of several tasks the first one's.
     frame = pl.read_parquet(path.with_name(report["predictions"]["path"]))
     return _Run(opened.recipe, report, frame)
+
+
+def _rules(members: Sequence[_Run]) -> _Rules:
+    """What the figures of some runs mean; of folds one for each."""
+    protocols = [one.report["protocol"] for one in members]
+    rest = [key for key in SAME if key != "data"]
+    return frozenset((one["data"], json.dumps({key: one.get(key) for key in rest})) for one in protocols)
 
 
 def _named(run: str, row: str) -> str:
@@ -153,12 +170,12 @@ def _pooled(name: str, members: Sequence[_Run], row: str) -> _Row:
         if row in one.rows
     ]
     if f"{row}:score" in frames[0].columns:
-        return _pooled_pairs(name, frames, f"{row}:score", _measured(members, row))
+        return _pooled_pairs(name, frames, f"{row}:score", _measured(members, row), _rules(members))
     scores = [column for column in frames[0].columns if column.startswith(f"{row}:") and _kind(column) not in LISTS]
     whole = pl.concat([frame.select("fold", "record", "key", *scores) for frame in frames])
     mean = whole.group_by("fold", "record", "key").mean().sort("fold", "record")
     per_record = {_kind(column): mean[column].fill_null(np.nan).to_numpy() for column in scores}
-    return _Row(name, per_record, (), (), mean["key"].to_numpy().astype(str), len(frames))
+    return _Row(name, per_record, (), (), mean["key"].to_numpy().astype(str), len(frames), _rules(members))
 
 
 def _measured(members: Sequence[_Run], row: str) -> list[str]:
@@ -171,7 +188,7 @@ def _kind(column: str) -> str:
     return column.partition(":")[2]
 
 
-def _pooled_pairs(name: str, frames: Sequence[pl.DataFrame], column: str, names: Sequence[str]) -> _Row:
+def _pooled_pairs(name: str, frames: Sequence[pl.DataFrame], column: str, names: Sequence[str], rules: _Rules) -> _Row:
     """Scored pairs of each seed in one order; seeds whose pairs differ cannot be pooled.
 
     Raises:
@@ -191,7 +208,7 @@ def _pooled_pairs(name: str, frames: Sequence[pl.DataFrame], column: str, names:
     labels = [
         metrics.Labels(np.array(part[column].to_list(), np.float64), part["label"].to_numpy(), groups) for part in parts
     ]
-    return _Row(name, {}, labels, names, clusters, len(frames))
+    return _Row(name, {}, labels, names, clusters, len(frames), rules)
 
 
 def _entry(row: _Row) -> dict[str, Any]:
@@ -220,6 +237,9 @@ def _entry(row: _Row) -> dict[str, Any]:
 
 def _difference(ours: _Row, theirs: _Row) -> dict[str, Any]:
     """How far one row is above another on the same records, with p and Holm's p; nothing where they share none."""
+    # Other texts of the same items are what is compared; other candidates or masks are another question.
+    if {rest for _, rest in ours.rules} != {rest for _, rest in theirs.rules}:
+        return {}
     if len(ours.clusters) != len(theirs.clusters) or not (ours.clusters == theirs.clusters).all():
         return {}
     found: dict[str, Any] = {}

@@ -40,6 +40,7 @@ from recft.run import (
 )
 from recft.tasks._base import Task
 from recft.training import classics
+from recft.training.asked import fitting_metrics, settled
 from recft.training.assemble import Tuned, check, open_adapter
 from recft.training.calibration import calibrated
 from recft.training.explanation import explain
@@ -110,7 +111,7 @@ def open_run(run: Path) -> Opened:
 def exam_of(recipe: Recipe, store: Store, split: str, names: tuple[str, ...] | None = None) -> Exam:
     """The exam that a recipe of one task sets on a split."""
     task = registry.load("recft.tasks", recipe.task.name)
-    chosen = names or recipe.eval.metrics or task.metrics
+    chosen = names or fitting_metrics(recipe)
     # Who reads query and product together is asked about judged products; a catalogue would take hours.
     judged = task.reads(recipe.task) == "pairs" and (store.table != "interactions" or task.labelled)
     lists = task.output == "ranking" and metrics.depth(chosen) > 0
@@ -154,7 +155,7 @@ def evaluate(
     wanted = read_gates(gates, Path(gates_file) if gates_file else None)
     other = judge.open_reference(Path(reference) if reference else None, wanted)
     started = time.perf_counter()
-    works = [_Evaluation(opened, recipe, store, split, listen) for recipe, store in opened.parts]
+    works = [_Evaluation(opened, recipe, store, split, listen) for recipe, store in settled(opened.parts, split)]
     for work in works:
         work.refuse_nothing()
     # A slip of the pen is told before minutes of scoring.
@@ -316,7 +317,7 @@ class _Evaluation:
         ranking, ranked = exam.task.output == "ranking", exam.candidates != "judged"
         drawn = int(exam.candidates.split()[1]) if exam.candidates.startswith("sampled") else len(exam.items)
         n_candidates = min(drawn, len(exam.items))
-        written = ranking and ranked and exam.task.reads(exam.config) == "pairs"
+        written = ranking and ranked and exam.task.reads(exam.config) == "pairs" and hasattr(exam.task, "contexts")
         subset = f"{len(exam.records):,} of {len(self.whole.records):,} records, spread over the split"
         return {
             "split": self.split,

@@ -28,6 +28,7 @@ from recft.models.weights import float32_base
 from recft.recipe import Recipe
 from recft.run import Listener, RunFolder, atomic_file, hash_file, read_json, silent, without_nan, write_json
 from recft.schema import ModelSettings
+from recft.training.asked import fitting_metrics
 from recft.training.assemble import Tuned, check, load_adapter, open_adapter, read_servings
 from recft.training.scoring import Exam, few_records, score_model
 
@@ -311,7 +312,7 @@ class _Export:
 
     def _certificate(self, draft: Path, reference: Tuned, serving: Serving) -> dict[str, Any]:
         task = registry.load("recft.tasks", self.recipe.task.name)
-        names = tuple(dict.fromkeys((*(self.recipe.eval.metrics or task.metrics), task.monitor)))
+        names = tuple(dict.fromkeys((*fitting_metrics(self.recipe), task.monitor)))
         exam, split = exam_of(self.recipe, self.store, "test", names), "test"
         if not len(exam.records):
             exam, split = exam_of(self.recipe, self.store, "valid", names), "valid"

@@ -143,6 +143,9 @@ def _reusable(folder: Path, origin: Mapping[str, Any], force: bool) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     if not (folder / "card.json").is_file():
+        # What a recipe of several tasks has left there, a folder for each.
+        if force and folder.is_dir() and all((part / "card.json").is_file() for part in folder.iterdir()):
+            return False
         raise DataError(
             problem(
                 str(folder), "is no folder of prepared data", "only prepared data is replaced", "choose another --out"

@@ -236,7 +236,7 @@ def _open(source: Path, name: str | None = None) -> _Ranker:
 
 
 def _ranks_by_likelihood(task: Task, serving: Serving) -> bool:
-    return task.output == "ranking" and serving.head == "likelihood"
+    return task.output == "ranking" and serving.head == "likelihood" and hasattr(task, "contexts")
 
 
 def _open_export(folder: Path, name: str | None) -> _Ranker:

@@ -39,6 +39,7 @@ from recft.run import (
     write_text,
 )
 from recft.training import assemble, manifest, memory
+from recft.training.asked import settled
 from recft.training.assemble import BASE_HEAD, Tuned, check, read_adapter_into, save_adapter, save_tensors
 from recft.training.calibration import fit_calibration
 from recft.training.checkpoint import Progress
@@ -79,9 +80,10 @@ def tune(
     parts = recipe.parts()
     if accelerator.is_main_process:
         _refuse_other_run(folder, recipe, resume, force)
-        # Data first: a recipe that prepare refuses leaves nothing behind that the next try would have to force.
-        for part in parts:
-            prepare(part, out=folder.data_of(part.task.name, len(parts)), force=True, listen=listen)
+        # Data first: a recipe that prepare refuses leaves nothing behind that the next try would have to force. What
+        # eval will be asked for comes next, not after hours of tuning.
+        made = [prepare(part, folder.data_of(part.task.name, len(parts)), True, listen) for part in parts]
+        settled(tuple(zip(parts, made, strict=True)), "valid")
         if not resume:
             _begin(folder, recipe)
     accelerator.wait_for_everyone()
@@ -91,7 +93,7 @@ def tune(
         listen("note", {"text": f"{folder.root} is finished already"})
         return dict(done)
     with _recorded(folder, recipe, stores, accelerator) as record:
-        tasks = tuple(zip(parts, stores, strict=True))
+        tasks = settled(tuple(zip(parts, stores, strict=True)), "valid")
         record |= _Tuning(recipe, folder, tasks, accelerator, listen).run(resume)
     return record
 

@@ -10,6 +10,7 @@ import pytest
 from recft.compare import compare
 from recft.evaluate import evaluate
 from recft.recipe import Recipe
+from recft.reports.tables import comparison
 from recft.tune import tune
 
 ToyRecipe = Callable[..., Recipe]
@@ -32,3 +33,21 @@ def test_seeds_are_one_row_and_a_count_of_events_has_no_log_loss(toy_recipe: Toy
     assert set(rows["popularity"]["scores"]) == {"auc"}
     assert set(found["paired"]["seed-0 (fused) - popularity"]) == {"auc"}
     assert set(found["paired"]["seed-0 - seed-0 (base)"]) == {"auc", "log_loss"}
+
+
+def test_a_figure_of_other_candidates_is_another_row(toy_recipe: ToyRecipe, tmp_path: Path) -> None:
+    """A classic row stands once for runs of one protocol, and never for runs of another."""
+    for name, wanted in (("all", {}), ("few", {"candidates": "sampled 5"}), ("again", {"records": None})):
+        recipe = toy_recipe(eval={"baselines": ["bm25"], "bootstrap": 100, **wanted}).model_copy(update={"name": name})
+        if name == "again":
+            recipe = recipe.model_copy(update={"tune": recipe.tune.model_copy(update={"max_steps": 2})})
+        tune(recipe, tmp_path / name)
+        evaluate(tmp_path / name)
+    found = compare([tmp_path / "all", tmp_path / "few", tmp_path / "again"])
+    names = [row["run"] for row in found["rows"]]
+    assert names.count("bm25") == 1 and "bm25 (few)" in names and "bm25 (again)" not in names
+    assert "few (fused) - bm25 (few)" in found["paired"] and "again (fused) - bm25" in found["paired"]
+    assert "again - all" in found["paired"] and "few - all" not in found["paired"]
+    notes = comparison(found).notes
+    assert any("sampled 5" in note and note.startswith("few: ") for note in notes)
+    assert any("(all)" in note and note.startswith("all, again: ") for note in notes)

@@ -136,10 +136,15 @@ def test_a_baseline_for_other_data_is_refused_before_a_model_is_loaded(
 ) -> None:
     import sys
 
-    tune(toy_recipe("next-item", "encoder", LORA, eval={"baselines": ["bm25"]}), tmp_path / "run")
+    tune(toy_recipe("next-item", "encoder", LORA, eval={"baselines": []}), tmp_path / "run")
+    wrong = toy_recipe("next-item", "encoder", LORA, eval={"baselines": ["bm25"]})
+    (tmp_path / "run" / "recipe.yaml").write_text(wrong.to_yaml(), encoding="utf-8")
     monkeypatch.setattr(sys.modules["recft.evaluate"], "open_adapter", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(RecipeError, match=r"eval.baselines: bm25 on interactions.*fix: .*popularity"):
         evaluate(tmp_path / "run")
+    # Tuning asks first: hours of it would end in the same message.
+    with pytest.raises(RecipeError, match=r"eval.baselines: bm25 on interactions"):
+        tune(wrong, tmp_path / "other")
 
 
 def test_classic_rows_that_make_sense_are_there_unasked(toy_recipe: ToyRecipe, tmp_path: Path) -> None:

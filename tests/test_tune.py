@@ -185,3 +185,21 @@ def test_bad_data_leaves_no_run_behind_that_the_next_try_would_have_to_force(
     with pytest.raises(DataError, match=r"nowhere\.csv"):
         tune(Recipe.from_mapping(broken), run=tmp_path / "run")
     assert tune(toy_recipe(tune={"max_steps": 1}), run=tmp_path / "run")["steps"] == 1
+
+
+@pytest.mark.parametrize("kind", ["temperature", "isotonic"])
+def test_one_answer_alone_calibrates_nothing(
+    kind: str, toy_recipe: ToyRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A correction learned of yes alone would make every probability one half, or one."""
+    monkeypatch.setattr(sys.modules["recft.tune"], "LEAST_CALIBRATION_PAIRS", 1)
+    settings = {"max_steps": 1, "calibration": kind, "early_stopping": {"metric": "log_loss"}}
+    recipe = toy_recipe("purchase", data={"labels": {"at_least": 0.0}}, tune=settings)
+    notes: list[str] = []
+    tune(
+        recipe,
+        tmp_path / "run",
+        listen=lambda event, values: notes.append(values["text"]) if "text" in values else None,
+    )
+    assert any("one answer alone" in note for note in notes)
+    assert json.loads((tmp_path / "run" / "serving.json").read_text())["purchase"]["calibration"] is None

@@ -28,10 +28,21 @@ def run(
 ) -> None:
     """Check, split and audit raw tables; write a data card."""
     import recft
+    from recft.data.store import Store
 
+    read = recft.Recipe.load(recipe, overrides or ())
     with listening(quiet) as listen:
-        store = recft.prepare(recft.Recipe.load(recipe, overrides or ()), out=out, force=force, listen=listen)
-    deliver({"folder": str(store.folder), "card": store.card}, json, *card_sheets(store.card), f"data: {store.folder}")
+        store = recft.prepare(read, out=out, force=force, listen=listen)
+    found: dict[str, Any] = {"folder": str(store.folder), "card": store.card}
+    shown: list[Sheet | str] = [*card_sheets(store.card), f"data: {store.folder}"]
+    if read.tasks:
+        # Each task has prepared data of its own, and the first one's card says nothing of the others'.
+        stores = {task.name: Store.open(store.folder.parent / task.name) for task in read.tasks}
+        found["tasks"] = {name: {"folder": str(one.folder), "card": one.card} for name, one in stores.items()}
+        shown = []
+        for name, one in stores.items():
+            shown += [*card_sheets(one.card), f"{name}: {one.folder}"]
+    deliver(found, json, *shown)
 
 
 def card_sheets(card: dict[str, Any]) -> list[Sheet]:

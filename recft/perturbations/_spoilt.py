@@ -109,9 +109,15 @@ class _Spoilt:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)
 
-    def contexts(self, config: Any, records: Records, rows: np.ndarray, items: Sequence[str]) -> Any:
-        part, texts = spoilt_records(records, rows, items, self._spoilt, self._sides)
-        return self._task.contexts(config, part, np.arange(len(part)), texts)
+    @property
+    def contexts(self) -> Callable[..., Any]:
+        own = self._task.contexts  # a task that has none has none that are spoilt
+
+        def spoilt(config: Any, records: Records, rows: np.ndarray, items: Sequence[str]) -> Any:
+            part, texts = spoilt_records(records, rows, items, self._spoilt, self._sides)
+            return own(config, part, np.arange(len(part)), texts)
+
+        return spoilt
 
     def pairs(self, config: Any, records: Records, rows: np.ndarray, items: Sequence[str]) -> Any:
         part, texts = spoilt_records(records, rows, items, self._spoilt, self._sides)

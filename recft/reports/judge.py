@@ -17,11 +17,11 @@ from recft.reports.gates import Gate, check
 from recft.reports.sides import Side, known_row, right_side, score_of, slice_part, spelling, task_part
 from recft.run import read_json
 
-__all__ = ["SIGNIFICANT", "Prospect", "foresee", "insist", "judge", "open_reference"]
+__all__ = ["SAME", "SIGNIFICANT", "Prospect", "foresee", "insist", "judge", "open_reference"]
 
 SIGNIFICANT = 0.05
 
-_SAME = (
+SAME = (
     *("data", "split", "split_by", "candidates", "n_candidates", "sampled", "history_masked", "gain", "decoding"),
     "subset",
 )
@@ -108,7 +108,7 @@ def _foresee(gate: Gate, reference: Evidence | None, report: Mapping[str, Any]) 
     part = task_part(gate, ours)
     spelling(gate, slice_part(gate, ours).get("rows", part)["tuned"], "tuned")
     if gate.row == "reference" and reference is not None:
-        _refuse_other(gate, reference, report, [name for name in _SAME if name in part["protocol"]])
+        _refuse_other(gate, reference, report, [name for name in SAME if name in part["protocol"]])
         score_of(gate, Side(reference.report, "tuned", "reference"))
     elif gate.row is not None and gate.row != "reference":
         known_row(gate, part["names"])
@@ -161,7 +161,7 @@ def judge(
     for gate in gates:
         try:
             if gate.row == "reference" and reference is not None:
-                _refuse_other(gate, reference, report, _SAME)
+                _refuse_other(gate, reference, report, SAME)
             if gate.is_test:
                 found.append(_tested(gate, gather(path, report, [gate], "tuned"), reference))
             else:

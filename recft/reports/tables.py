@@ -178,7 +178,11 @@ def calibration(report: Mapping[str, Any]) -> Sheet:
     """How far probabilities are from what happens, before calibration and after."""
     found = report.get("calibration") or {}
     rows = [(row_name(name), number(entry.get("ece"))) for name, entry in (found.get("rows") or {}).items()]
-    return Sheet(columns=("calibration", "ece"), rows=rows, notes=[f"calibrated by: {found.get('kind', 'none')}"])
+    kind = found.get("kind", "none")
+    note = f"calibrated by: {kind}"
+    # Whoever reads the base's log loss beside the tuned model's must know.
+    note += "" if kind == "none" else ", the tuned model alone: the base's probabilities are as they come"
+    return Sheet(columns=("calibration", "ece"), rows=rows, notes=[note])
 
 
 def classes(report: Mapping[str, Any]) -> Sheet:
@@ -236,8 +240,16 @@ def comparison(found: Mapping[str, Any]) -> Sheet:
             for row in rows
         ],
         title=f"{found.get('split', '')} split".strip(),
-        notes=["runs that differ in name, seed and fold alone are one row"],
+        notes=["runs that differ in name, seed and fold alone are one row", *_protocols(found.get("protocols") or {})],
     )
+
+
+def _protocols(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the figures of runs mean, each way once; with the runs' names where there are several."""
+    runs: dict[str, list[str]] = {}
+    for name, facts_ in found.items():
+        runs.setdefault(protocol(facts_), []).append(name)
+    return [line if len(runs) == 1 else f"{', '.join(names)}: {line}" for line, names in runs.items()]
 
 
 def protocol(facts: Mapping[str, Any]) -> str:

@@ -143,7 +143,8 @@ def model_system(exam: Exam, encode: Encode) -> System:
             task, config, encode(task.pairs(config, records, rows, exam.items)), records, rows
         )  # (P,) or (P, 2)
         return System(None, lambda part: found[places(records, part)])
-    if reads == "pairs" and hasattr(encode, "catalogue"):
+    # A task that has contexts of their own lets all items share them; others are read item by item.
+    if reads == "pairs" and hasattr(task, "contexts") and hasattr(encode, "catalogue"):
         return _written(exam, encode)
     if reads == "pairs":
         every = np.stack([_every(exam, encode, int(row)) for row in rows])  # (R, N)
