@@ -13,13 +13,13 @@ import polars as pl
 
 from recft import registry
 from recft.errors import DataError, problem
-from recft.evaluate import open_run
 from recft.metrics import _base as metrics
 from recft.metrics import _intervals as intervals
 from recft.recipe import Recipe
 from recft.reports.findings import MODELS
 from recft.reports.judge import SAME
 from recft.run import read_json
+from recft.training.opened import open_run
 
 __all__ = ["compare"]
 

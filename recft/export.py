@@ -16,7 +16,6 @@ import torch
 from recft import registry
 from recft.data.store import Store
 from recft.errors import ExportError, problem
-from recft.evaluate import exam_of, open_run
 from recft.exports import _certificate as certificate
 from recft.exports._base import Export, Source
 from recft.exports._certificate import Rows
@@ -29,8 +28,11 @@ from recft.recipe import Recipe
 from recft.run import Listener, RunFolder, atomic_file, hash_file, read_json, silent, without_nan, write_json
 from recft.schema import ModelSettings
 from recft.training.asked import fitting_metrics
-from recft.training.assemble import Tuned, check, load_adapter, open_adapter, read_servings
-from recft.training.scoring import Exam, few_records, score_model
+from recft.training.assemble import Tuned, check, load_adapter, open_adapter
+from recft.training.exam import Exam, few_records
+from recft.training.opened import exam_of, open_run
+from recft.training.scoring import score_model
+from recft.training.servings import read_servings
 
 __all__ = ["DESCRIPTION", "ITEMS", "ROWS", "export"]
 

@@ -14,7 +14,6 @@ import polars as pl
 from recft import registry
 from recft.data.store import Records, Store
 from recft.errors import DataError, RecipeError, problem
-from recft.evaluate import open_run
 from recft.export import DESCRIPTION, ITEMS
 from recft.models.encoder import Encoder
 from recft.models.text_model import Serving
@@ -24,6 +23,7 @@ from recft.tasks._base import Task, Text, scored
 from recft.training.assemble import check, open_adapter
 from recft.training.calibration import calibrated
 from recft.training.explanation import LEAVE_ONE_OUT, Part, explain
+from recft.training.opened import open_run
 from recft.verify import open_export
 
 __all__ = ["recommend", "recommend_file"]
@@ -99,7 +99,8 @@ class _Ranker:
                     f"give --{expected.split()[0]}",
                 )
             )
-        if kind == "history" and self.task.output == "values":
+        # Without stars every item of a history would be read unmarked, which no text of tuning was.
+        if kind == "history" and (self.task.output == "values" or getattr(self.config, "liked_from", None) is not None):
             raise RecipeError(
                 problem(
                     "--history",

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from recft import registry
 from recft.data.store import Store
 from recft.errors import DataError, TuneError, problem
-from recft.evaluate import exam_of, open_run, refuse_no_effect
 from recft.metrics import _base as metrics
 from recft.models.base import base_hash, tokenizer_of
 from recft.models.encoder import Encoder
@@ -43,9 +42,12 @@ from recft.training.asked import settled
 from recft.training.assemble import BASE_HEAD, Tuned, check, read_adapter_into, save_adapter, save_tensors
 from recft.training.calibration import fit_calibration
 from recft.training.checkpoint import Progress
+from recft.training.exam import few_records
 from recft.training.loop import Evaluation, Job, fit, total_steps
 from recft.training.mixing import Part
-from recft.training.scoring import few_records, score_model
+from recft.training.opened import exam_of, open_run, refuse_no_effect
+from recft.training.scoring import score_model
+from recft.training.servings import servings_of, write_servings
 from recft.training.signals import Terminated, Waiting, waiting
 
 __all__ = ["tune"]
@@ -185,12 +187,10 @@ class _Tuning:
         sizes = [self._size(part, store) for part, store in self.tasks]
         steps = total_steps(recipe.tune, sizes)
         self.listen("stage", {"name": f"loading {recipe.model.base} ({recipe.model.quantization})"})
-        servings = assemble.servings_of(
-            [(part, store.item_ids) for part, store in self.tasks], tokenizer_of(recipe.model)
-        )
+        servings = servings_of([(part, store.item_ids) for part, store in self.tasks], tokenizer_of(recipe.model))
         tuned = assemble.new(recipe, servings, steps, self._samples(), self.accelerator.device)
         if self.accelerator.is_main_process:
-            assemble.write_servings(self.folder.serving, servings)
+            write_servings(self.folder.serving, servings)
         self._start_from(tuned)
         with waiting() as signals:  # until here nothing is lost by stopping at once
             job = self._job(tuned, signals)
@@ -344,7 +344,7 @@ class _Tuning:
         read_adapter_into(tuned, self.folder.adapter)
         for part, store in self.tasks:
             refuse_no_effect(tuned.of(part.task.name), exam_of(part, store, "train"))
-        assemble.write_servings(
+        write_servings(
             self.folder.serving,
             {
                 part.task.name: replace(

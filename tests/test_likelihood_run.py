@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 
 from recft.errors import ExportError, RecipeError
-from recft.evaluate import evaluate, exam_of, open_run
+from recft.evaluate import evaluate
 from recft.export import export
 from recft.models.encoder import Encoder
 from recft.recipe import Recipe
 from recft.recommend import recommend
 from recft.run import read_json
 from recft.training import assemble
-from recft.training.scoring import Exam, Scored, score_model
+from recft.training.exam import Exam
+from recft.training.opened import exam_of, open_run
+from recft.training.scoring import Scored, score_model
 from recft.tune import tune
 from recft.verify import verify
 

@@ -17,7 +17,7 @@ from transformers import BertForSequenceClassification
 from recft import registry
 from recft.data.store import Store
 from recft.errors import ExportError, RecipeError
-from recft.evaluate import evaluate, exam_of
+from recft.evaluate import evaluate
 from recft.export import export
 from recft.methods._base import SAVED_PREFIX
 from recft.models.base import quiet
@@ -26,6 +26,7 @@ from recft.recipe import Recipe
 from recft.run import read_json
 from recft.training import assemble
 from recft.training.assemble import check, load_adapter, open_adapter
+from recft.training.opened import exam_of
 from recft.training.scoring import score_model
 from recft.tune import tune
 from recft.verify import verify

@@ -18,12 +18,13 @@ from ruamel.yaml import YAML
 from recft import cli, registry
 from recft.data.mapping import table_of
 from recft.errors import ExportError, GateError, RecipeError
-from recft.evaluate import evaluate, open_run
+from recft.evaluate import evaluate
 from recft.export import export
 from recft.recipe import Recipe
 from recft.recommend import recommend, recommend_file
 from recft.run import hash_file, read_json
 from recft.training import assemble, loop
+from recft.training.opened import open_run
 from recft.tune import tune
 from recft.verify import verify
 
@@ -237,7 +238,7 @@ def test_each_task_scores_as_a_run_of_its_own_would(three_run: Path) -> None:
     report = read_json(three_run / "eval" / "test.json")
     tuned = assemble.open_adapter(opened.recipe, opened.folder.adapter)
     assert tuned.views["retrieval"].base is tuned.views["purchase"].base, "one model, seen three ways"
-    from recft.evaluate import exam_of
+    from recft.training.opened import exam_of
 
     for recipe, store in opened.parts:
         view = tuned.of(recipe.task.name)
@@ -329,9 +330,9 @@ def test_many_lists_are_of_the_task_that_is_named(three_run: Path, tmp_path: Pat
 
 
 def test_calibration_travels_from_validation_to_the_export(three_run: Path, tmp_path: Path) -> None:
-    from recft.evaluate import exam_of
     from recft.models.encoder import Encoder
     from recft.training.calibration import calibrated, fit_calibration
+    from recft.training.opened import exam_of
     from recft.training.scoring import score_model
 
     serving = read_json(three_run / "serving.json")

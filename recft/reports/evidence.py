@@ -30,7 +30,8 @@ from recft.run import hash_file
 
 if TYPE_CHECKING:
     from recft.data.slices import Slice
-    from recft.training.scoring import Exam, Scored
+    from recft.training.exam import Exam
+    from recft.training.scoring import Scored
 
 __all__ = ["DRAWS", "FEWEST_CLUSTERS", "Comparison", "Evidence", "compare", "gather", "slice_columns"]
 

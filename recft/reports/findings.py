@@ -14,7 +14,8 @@ from recft.metrics import _calibration, _classes
 from recft.metrics import _intervals as intervals
 from recft.metrics._ranks import restrict
 from recft.reports.reading import best_classic, higher_is_better, main_metric
-from recft.training.scoring import Exam, Scored, label_values, pointwise, ranking_values
+from recft.training.exam import Exam
+from recft.training.scoring import Scored, label_values, pointwise, ranking_values
 
 __all__ = ["calibration", "classes", "differences", "examples", "gaps", "intervals_of", "sliced", "verdicts"]
 

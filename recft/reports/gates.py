@@ -4,11 +4,14 @@
     score   := [task ":"] metric ["[" slice "]"]     ndcg@10, purchase:auc, ndcg@10[cold_item], ndcg@10[brand=acme]
     operator:= >= | > | <= | < | ==
     bound   := number | row [(+|-) number]           auc >= 0.7, log_loss <= base, mrr >= reference - 0.005
-    row     := base | reference | fused | fused_without_model | a baseline's name
+    row     := base | reference | fused | fused_without_model | a baseline's name | another row's, such as lora-16
 
 The left side is the tuned model's score; on the right stand the same task, metric and slice of another row, or of the
 tuned row of an earlier report (`reference`). Numbers are compared as they are written, in decimal: 0.88 passes
 `base + 0.01` over a base of 0.87, which binary fractions would not grant.
+
+A hyphen before a digit belongs to another row's name where a whole number or a word follows (`lora-16`, `lora-4bit`);
+it is a minus after one of the known names (`base-1`, `bm25-0.5`), before a fraction (`lora-0.01`) and after a space.
 
 `not worse than` is a test, not a comparison: it fails where the two rows' predictions on the same records say that
 the tuned model is worse, by more than the margin after `by`, at p < 0.05 (`evidence.py`).
@@ -21,9 +24,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from recft import registry
 from recft.errors import DataError, RecipeError, problem
 from recft.metrics import _base as metrics
 from recft.reports.sides import Side, right_side, score_of
@@ -42,17 +47,29 @@ _OPERATORS: dict[str, Callable[[Decimal, Decimal], bool]] = {
 _NUMBER = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 # A hyphen belongs to a name only before a letter, so that `base-0.01` is a difference.
 _NAME = r"[A-Za-z][A-Za-z0-9_]*(?:-[A-Za-z][A-Za-z0-9_]*)*"
-_GATE = re.compile(
-    rf"\s*(?:(?P<task>{_NAME})\s*:\s*)?(?P<metric>{_NAME}(?:@[0-9]+)?)\s*(?:\[(?P<slice>.+)\]\s*)?"
-    rf"(?:(?P<operator>>=|<=|==|>|<)\s*"
-    rf"(?:(?P<number>[+-]?\s*{_NUMBER})|(?P<row>{_NAME})(?:\s*(?P<shift>[+-]\s*{_NUMBER}))?)"
-    rf"|(?<![A-Za-z0-9_-])not\s+worse\s+than\s+(?P<rival>{_NAME})(?:\s+by\s+(?P<margin>{_NUMBER}))?)\s*"
-)
+_FRACTION = r"[0-9]+(?:\.|[eE][+-]?[0-9]+(?![A-Za-z0-9_]))"
+# Of a row that bears no known name also before a digit, where no fraction follows.
+_ROW = rf"{_NAME}(?:-(?!{_FRACTION})[A-Za-z0-9][A-Za-z0-9_]*+)*+"
+_KNOWN = ("base", "reference", "fused", "fused_without_model")
 _FORM = (
     "[task:]metric[[slice]], then >=, >, <=, < or ==, then a number or base, reference or a baseline, + or - a number;"
     " or 'not worse than' a row [by a number]"
 )
 _EXAMPLE = "for example 'ndcg@10 >= base + 0.01', 'ece <= 0.05' or 'ndcg@10[cold_item] not worse than reference'"
+
+
+@cache
+def _gate() -> re.Pattern[str]:
+    """The form of a gate. After a name that is known a hyphen before a digit is a minus: `bm25-1`."""
+    known = sorted((*_KNOWN, *registry.names("recft.baselines")), key=len, reverse=True)
+    spelled = "|".join(re.sub("[-_]", "[-_]", name) for name in known)
+    row = rf"(?:(?:{spelled})(?![A-Za-z0-9_]|-[A-Za-z])|{_ROW})"
+    return re.compile(
+        rf"\s*(?:(?P<task>{_NAME})\s*:\s*)?(?P<metric>{_NAME}(?:@[0-9]+)?)\s*(?:\[(?P<slice>.+)\]\s*)?"
+        rf"(?:(?P<operator>>=|<=|==|>|<)\s*"
+        rf"(?:(?P<number>[+-]?\s*{_NUMBER})|(?P<row>{row})(?:\s*(?P<shift>[+-]\s*{_NUMBER}))?)"
+        rf"|(?<![A-Za-z0-9_-])not\s+worse\s+than\s+(?P<rival>{row})(?:\s+by\s+(?P<margin>{_NUMBER}))?)\s*"
+    )
 
 
 @dataclass(frozen=True)
@@ -115,7 +132,7 @@ def parse(expression: str) -> Gate:
     Raises:
         RecipeError: the form is wrong, or there is no such metric.
     """
-    match = _GATE.fullmatch(expression)
+    match = _gate().fullmatch(expression)
     if match is None:
         raise RecipeError(problem("gate", f"'{' '.join(expression.split())}' is not understood", _FORM, _EXAMPLE))
     try:

@@ -263,6 +263,7 @@ def protocol(facts: Mapping[str, Any]) -> str:
         f"n = {number(facts.get('n'))} {facts.get('counted', 'records')}{left_out}",
     ]
     parts += [f"a subset: {facts['subset']}"] if facts.get("subset") else []
+    parts += ["the step and all settings were chosen on this split"] if facts.get("chosen_on_it") else []
     if ranked:
         which, count = facts.get("candidates"), facts.get("n_candidates")
         parts.append(f"candidates: {number(count)} ({which})" if count else f"candidates: {which}")

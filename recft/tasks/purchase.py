@@ -44,7 +44,7 @@ class PurchaseSettings(TaskSettings):
     between: str = Field(
         default="\nWill this customer take the following item?\n", description="stands before the candidate"
     )
-    after: str = Field(default="\nAnswer (yes or no):", description="stands after the candidate, on a causal base")
+    after: str = Field(default="\nAnswer (yes or no):", description="stands after the candidate")
     answers: tuple[str, str] = Field(default=(" yes", " no"), description="what a causal base is asked to answer")
 
 

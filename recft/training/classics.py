@@ -1,6 +1,6 @@
 """Classic rows as systems: chosen on validation with a small fixed budget, refitted for the split, cached.
 
-A fit is cached under the hash of the data, of the family's code and of what it was chosen for, so that every run
+A fit is cached under the hash of the data, of the code that it is made by and of what it was chosen for, so that every run
 over the same data shares it. The cache holds plain arrays (`.npz` without objects) and may be deleted at any time.
 """
 
@@ -24,11 +24,15 @@ from recft.data.store import Split, Store
 from recft.errors import RecipeError, problem
 from recft.metrics import _base as metrics
 from recft.run import Listener, atomic_file, hash_bytes, hash_folder
-from recft.training.scoring import Exam, System, classic_system, few_records, score
+from recft.training.exam import Exam, System, classic_system, few_records
+from recft.training.scoring import score
 
 __all__ = ["Classic", "chosen", "fitting"]
 
 FAMILY = "recft.baselines"
+CODE = (FAMILY, "recft.data", metrics.PACKAGE)
+"""Packages whose code a cached fit or choice depends on."""
+
 MOST_CHOOSING_RECORDS = 2000
 MOST_CACHED_BYTES = 1 << 29
 
@@ -107,8 +111,9 @@ def _valid_score(
 
 def _cached(name: str, store: Store, key: list[Any], compute: Any) -> dict[str, np.ndarray]:
     """What `compute` gives, from the cache where it is there and whole."""
-    # The whole family's code: members share files whose names begin with an underscore.
-    code = hash_folder(Path(str(importlib.import_module(FAMILY).__file__)).parent, "*.py")
+    # The whole packages' code: members share files whose names begin with an underscore, and read texts and records
+    # as the data's code does; what is chosen is chosen by metrics.
+    code = [hash_folder(Path(str(importlib.import_module(name).__file__)).parent, "*.py") for name in CODE]
     text = json.dumps([store.card["data_sha256"], code, key], sort_keys=True)
     path = _folder() / f"{name}-{hash_bytes(text.encode())[:32]}.npz"
     if path.is_file():

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recft.training.scoring import Exam, System, need_block, own_scores, places
+from recft.training.exam import Exam, System, need_block, own_scores, places
 
 __all__ = ["Fusion", "fit_fusion"]
 

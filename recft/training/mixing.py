@@ -55,14 +55,24 @@ class Order:
         for number in range(len(parts)):
             own = self._turns == number
             self._own[own] = np.arange(own.sum())
+        self._kept: dict[int, tuple[int, np.ndarray]] = {}  # of each task the epoch of its last step, and its order
 
     def at(self, step: int) -> tuple[Part, np.ndarray]:
         """The task of a step and its examples: each epoch of a task is a new order of all its examples."""
         number = int(self._turns[step])
         part = self._parts[number]
         epoch, place = divmod(int(self._own[step]), math.ceil(part.n_examples / self._batch_size))
-        order = np.random.default_rng([self._seed, 0, epoch, number]).permutation(part.n_examples)
-        return part, order[place * self._batch_size : (place + 1) * self._batch_size]
+        order = self._order(number, epoch)
+        # A copy: what a caller does with its batch must not reach the epoch's later steps.
+        return part, order[place * self._batch_size : (place + 1) * self._batch_size].copy()
+
+    def _order(self, number: int, epoch: int) -> np.ndarray:
+        """All examples of a task in the order of an epoch; drawn once where steps follow each other."""
+        kept = self._kept.get(number)
+        if kept is None or kept[0] != epoch:
+            drawn = np.random.default_rng([self._seed, 0, epoch, number]).permutation(self._parts[number].n_examples)
+            kept = self._kept[number] = epoch, drawn
+        return kept[1]
 
 
 def _turns(shares: np.ndarray, total: int) -> np.ndarray:

@@ -26,13 +26,14 @@ import numpy as np
 import polars as pl
 
 from recft import Recipe, compare, evaluate, prepare, tune
-from recft.evaluate import exam_of
 from recft.metrics._intervals import paired
 from recft.models.base import device_of, tokenizer_of
 from recft.models.encoder import Encoder
 from recft.run import RunFolder, read_json
 from recft.training import assemble
+from recft.training.opened import exam_of
 from recft.training.scoring import score_model
+from recft.training.servings import servings_of
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TABLE = ("chorus-lora", "chorus-lora-nf4", "chorus-adalora", "chorus-prefix", "chorus-bottleneck")
@@ -127,7 +128,7 @@ def zero_shot(text: str, folds: list[int]) -> dict[str, float]:
             recipe = Recipe.load(RECIPES / "retrieval" / "chorus-lora.yaml", overrides)
             store = prepare(recipe, out=f"{folder}/{fold}")
             exam = exam_of(recipe, store, "test")
-            servings = assemble.servings_of([(recipe, store.item_ids)], tokenizer_of(recipe.model))
+            servings = servings_of([(recipe, store.item_ids)], tokenizer_of(recipe.model))
             tuned = assemble.new(recipe, servings, 1, [], device_of())
             with tuned.as_base():
                 found = score_model(exam, Encoder(tuned.model, tuned.tokenizer))

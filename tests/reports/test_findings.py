@@ -23,7 +23,8 @@ from recft.recipe import Recipe
 from recft.reports import findings
 from recft.run import read_json
 from recft.schema import EvalSettings
-from recft.training.scoring import Exam, Scored, System, score
+from recft.training.exam import Exam, System
+from recft.training.scoring import Scored, score
 from recft.tune import tune
 
 ToyRecipe = Callable[..., Recipe]
@@ -438,7 +439,9 @@ def test_a_wrong_name_is_told_before_anything_is_scored(
     recipe = Recipe.load(sliced_run / "recipe.yaml")
     original = (sliced_run / "recipe.yaml").read_text(encoding="utf-8")
     wrong = recipe.model_copy(update={"eval": recipe.eval.model_copy(update=change)})
-    monkeypatch.setattr(sys.modules["recft.evaluate"], "model_system", lambda *_: pytest.fail("a model was asked"))
+    monkeypatch.setattr(
+        sys.modules["recft.reports.report"], "model_system", lambda *_: pytest.fail("a model was asked")
+    )
     try:
         (sliced_run / "recipe.yaml").write_text(wrong.to_yaml(), encoding="utf-8")
         with pytest.raises(RecipeError, match=said):

@@ -73,6 +73,41 @@ def test_check(gate: str, passed: bool, line: str) -> None:
     assert check(gate, REPORT, {"tuned": {"ndcg@10": 0.89}}) == (passed, line)
 
 
+@pytest.mark.parametrize(
+    ("written", "bound"),
+    [
+        ("lora-16", "lora-16"),
+        ("lora-4bit-16", "lora-4bit-16"),
+        ("lora-16-0.01", "lora-16 - 0.01"),
+        ("lora-16-.5", "lora-16 - 0.5"),
+        ("lora-16 - 1", "lora-16 - 1"),
+        ("lora-16+2", "lora-16 + 2"),
+        ("lora - 16", "lora - 16"),
+        ("lora -16", "lora - 16"),
+        ("lora-0.01", "lora - 0.01"),
+        ("lora-1e-3", "lora - 0.001"),
+        ("lora-16.", "lora - 16"),
+        ("base-0.01", "base - 0.01"),
+        ("base-1", "base - 1"),
+        ("base-1-0.5", "base-1 - 0.5"),
+        ("base2-1", "base2-1"),
+        ("reference-2", "reference - 2"),
+        ("fused_without_model-1", "fused_without_model - 1"),
+        ("bm25-1", "bm25 - 1"),
+        ("item-knn-1", "item-knn - 1"),
+        ("item_knn-1", "item_knn - 1"),
+        ("item-16", "item-16"),
+        ("base-lora-16", "base-lora-16"),
+    ],
+)
+def test_a_hyphen_before_a_digit_is_a_minus_or_part_of_a_name(written: str, bound: str) -> None:
+    assert parse(f"auc >= {written}").bound == bound
+
+
+def test_a_test_names_a_row_with_digits() -> None:
+    assert parse("auc not worse than lora-16 by 0.01").bound == "lora-16 by 0.01"
+
+
 def test_decimal_not_binary() -> None:
     assert 0.28 + 0.01 > 0.29
     assert check("auc >= base + 0.01", {"base": {"auc": 0.28}, "tuned": {"auc": 0.29}})[0]

@@ -16,7 +16,8 @@ from recft.data.store import Records
 from recft.errors import DataError, RecipeError
 from recft.models.base import tokenizer_of
 from recft.recipe import Recipe
-from recft.training.assemble import check, servings_of
+from recft.training.assemble import check
+from recft.training.servings import servings_of
 
 TASK = registry.load("recft.tasks", "preference")
 REPLIES = ["在的", "no", "red chair", "在的", "🎒"]

@@ -18,7 +18,8 @@ from recft.models.base import tokenizer_of
 from recft.models.text_model import TextModel, encode
 from recft.recipe import Recipe
 from recft.schema import ModelSettings
-from recft.training.assemble import check, servings_of
+from recft.training.assemble import check
+from recft.training.servings import servings_of
 
 TASK = registry.load("recft.tasks", "reply")
 CONVERSATION = '[{"role":"system","content":"简短"},{"role":"user","content":"红色 椅子 在吗? 🎒"}]'

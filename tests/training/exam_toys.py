@@ -11,7 +11,7 @@ import numpy as np
 
 from recft.data.store import Records
 from recft.schema import EvalSettings
-from recft.training.scoring import Exam, System
+from recft.training.exam import Exam, System
 
 
 def records(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ from recft import registry
 from recft.baselines._base import known
 from recft.data.store import Store
 from recft.errors import RecipeError
-from recft.evaluate import evaluate, exam_of
+from recft.evaluate import evaluate
 from recft.prepare import prepare
 from recft.recipe import Recipe
 from recft.run import read_json
 from recft.training import classics
 from recft.training.classics import Classic, chosen, fitting
-from recft.training.scoring import Exam, score
+from recft.training.exam import Exam
+from recft.training.opened import exam_of
+from recft.training.scoring import score
 from recft.tune import tune
 
 ToyRecipe = Callable[..., Recipe]
@@ -275,16 +278,15 @@ def test_the_key_is_data_settings_split_and_code(
     assert len(calls) == 6
 
 
+@pytest.mark.parametrize("package", ["recft.baselines", "recft.data", "recft.metrics"])
 def test_code_that_members_share_is_part_of_the_key(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shop_store: tuple[Recipe, Store]
+    package: str, cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shop_store: tuple[Recipe, Store]
 ) -> None:
-    import recft.baselines
-
     folder = tmp_path / "family"
     folder.mkdir()
     for name in ("__init__.py", "bm25.py", "_shared.py"):
         (folder / name).write_text(f"# {name}\n")
-    monkeypatch.setattr(recft.baselines, "__file__", str(folder / "__init__.py"))
+    monkeypatch.setattr(importlib.import_module(package), "__file__", str(folder / "__init__.py"))
     calls: list[int] = []
     for _ in range(2):
         classics._cached("bm25", shop_store[1], ["x"], lambda: calls.append(1) or {"x": np.zeros(1)})  # type: ignore[func-returns-value]

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from recft.errors import ModelError
 from recft.training import fusion
+from recft.training.exam import Exam, System
 from recft.training.fusion import PRIOR_RECORDS, Fusion, fit_fusion
-from recft.training.scoring import Exam, System, score
+from recft.training.scoring import score
 
 Systems = dict[str, System]
 

@@ -25,6 +25,7 @@ from recft.training import assemble, loop, optimizer
 from recft.training.assemble import Tuned, load_adapter
 from recft.training.mixing import Order, Part
 from recft.training.schedule import learning_rate
+from recft.training.servings import servings_of
 from recft.tune import tune
 
 ToyRecipe = Callable[..., Recipe]
@@ -445,7 +446,7 @@ def test_texts_are_cut_to_max_tokens(toy_recipe: ToyRecipe, tmp_path: Path, monk
 def test_a_prefix_starts_from_the_words_of_the_recipe(toy_recipe: ToyRecipe) -> None:
     def start(method: dict[str, Any]) -> Tensor:
         recipe = toy_recipe(method={"name": "prefix", "virtual_tokens": 4, **method})
-        servings = assemble.servings_of([(recipe, ())], tokenizer_of(recipe.model))
+        servings = servings_of([(recipe, ())], tokenizer_of(recipe.model))
         made: Tuned = assemble.new(recipe, servings, 4, ["red chair"] * 3, torch.device("cpu"))
         return next(iter(made.attached.tensors().values()))
 

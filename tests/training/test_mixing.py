@@ -97,6 +97,25 @@ def test_a_resumed_run_needs_nothing_but_its_step() -> None:
         assert at(late, made, step) == whole[step]
 
 
+def test_an_epoch_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = parts([40, 20], [1, 1])
+    seeds = [[4, 0, epoch, number] for epoch in range(4) for number in range(2)]
+    expected = {tuple(seed): np.random.default_rng(seed).permutation(made[seed[3]].n_examples) for seed in seeds}
+    drawn: list[tuple[int, ...]] = []
+    generator = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: drawn.append(tuple(seed)) or generator(seed))
+    order = Order(made, 10, 16, seed=4)
+    for step in range(16):
+        part, rows = order.at(step)
+        number = step % 2
+        epoch, place = divmod(step // 2, 4 - 2 * number)
+        assert part is made[number]
+        assert rows.tolist() == expected[4, 0, epoch, number][10 * place : 10 * place + 10].tolist()
+        rows[:] = -1
+    # Eight steps each: two epochs of the first, four of the second, in turns and yet each drawn once.
+    assert sorted(drawn) == [(4, 0, epoch, number) for epoch, number in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 1), (3, 1)]]
+
+
 def test_tasks_of_one_size_are_shuffled_apart() -> None:
     made = parts([50, 50])
     found = steps(Order(made, 50, 2, 0), made, 2)

@@ -16,7 +16,8 @@ from recft.errors import ModelError
 from recft.metrics._base import Lists
 from recft.registry import load
 from recft.training import scoring
-from recft.training.scoring import System, classic_system, corrected, few_records, model_system, places, score
+from recft.training.exam import System, classic_system, corrected, few_records, model_system, places
+from recft.training.scoring import score
 
 DRAW = np.random.default_rng(0)
 

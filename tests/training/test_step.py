@@ -19,6 +19,7 @@ from recft.prepare import prepare
 from recft.recipe import Recipe
 from recft.training import assemble
 from recft.training.assemble import Tuned
+from recft.training.servings import servings_of
 from recft.training.step import Gradients, Sums, gradients
 
 ToyRecipe = Callable[..., Recipe]
@@ -64,7 +65,7 @@ def work(toy_recipe: ToyRecipe, tmp_path: Path) -> Callable[..., Work]:
         recipe = toy_recipe(task, kind, {"name": "lora", "rank": 4}, tune={"dropout": dropout}, **sections)
         store: Store = prepare(recipe, tmp_path / "data")
         member = registry.load("recft.tasks", task)
-        servings = assemble.servings_of([(recipe, store.item_ids)], tokenizer_of(recipe.model))
+        servings = servings_of([(recipe, store.item_ids)], tokenizer_of(recipe.model))
         tuned = assemble.new(recipe, servings, 4, (), torch.device("cpu"))
         with torch.no_grad():  # away from B = 0, where A has no gradient
             for number, parameter in enumerate(tuned.attached.parameters().values()):
