@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recft import registry
 from recft.errors import DataError, problem
 from recft.metrics import _base as metrics
-from recft.metrics import _intervals as intervals
 from recft.recipe import Recipe
 from recft.reports.findings import MODELS
 from recft.reports.judge import SAME
+from recft.reports.pooled import Row, Rules, difference, entry
 from recft.run import read_json
 from recft.training.opened import open_run
 
@@ -26,17 +25,29 @@ __all__ = ["compare"]
 LISTS = ("top", "top_scores")
 """Columns of predictions that are no scores."""
 
-_Rules = frozenset[tuple[str, str]]
-"""Hash of the data and all else of the protocol, as text."""
-
 
 @dataclass(frozen=True)
 class _Run:
-    """One run's scores on a split: its report, and what it predicted."""
+    """One run's scores on a split, of one task: its report, and what it predicted.
 
+    Attributes:
+        path: the run's folder.
+        recipe: the whole run's.
+        report: the task's.
+        frame: its predictions.
+        several: whether the run has other tasks too.
+    """
+
+    path: Path
     recipe: Recipe
     report: Mapping[str, Any]
     frame: pl.DataFrame
+    several: bool
+
+    @property
+    def name(self) -> str:
+        """How people call it."""
+        return f"{self.recipe.name}: {self.report['task']}" if self.several else self.recipe.name
 
     @property
     def rows(self) -> list[str]:
@@ -45,81 +56,57 @@ class _Run:
         return list(dict.fromkeys(row for row, _, kind in columns if kind not in LISTS))
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One row of the comparison, pooled over seeds and folds.
-
-    Attributes:
-        name: for people.
-        per_record: metric -> mean over seeds of each (fold, record), (R,); rankings.
-        labels: the scored pairs of each seed, folds laid side by side; all but rankings.
-        names: the metrics of the labels that the row has a score of: a popularity count has no log loss.
-        clusters: whose record or pair it is, (R,) or (P,).
-        n_runs: how many runs are in it.
-        rules: the data and the protocols that it was scored under.
-    """
-
-    name: str
-    per_record: Mapping[str, np.ndarray]
-    labels: Sequence[metrics.Labels]
-    names: Sequence[str]
-    clusters: np.ndarray
-    n_runs: int
-    rules: _Rules
-
-    def scorer(self, metric: str) -> Any:
-        """The mean over seeds of a pointwise metric, as a function of pair weights; None where it has none."""
-        member: metrics.Metric = registry.load(metrics.PACKAGE, metrics.parse(metric)[0])
-        score = member.pointwise
-        if score is None:
-            return None
-        return lambda _labels, weights: float(np.mean([score(labels, weights) for labels in self.labels]))
-
-
 def compare(runs: Sequence[Path | str], split: str = "test") -> dict[str, Any]:
     """The table of several evaluated runs.
 
     Runs whose recipes differ only in name, seed and fold are one row: every record's score is the mean over seeds,
     and folds are laid side by side, so that an interval is over all records. A metric of all pairs together (AUC) is
     the mean over seeds, its interval by resampling users. Each tuned row comes with its base's, its sums' and the
-    classic rows', and with paired differences.
+    classic rows', and with paired differences. A run of several tasks has rows of each, named `<run>: <task>`, which
+    are compared with those of the same task alone.
 
     Args:
         runs: run folders that `evaluate` has scored.
         split: which report.
 
     Raises:
-        DataError: a run has no scores for this split.
+        DataError: a run has no scores for this split, or two are the same seed and fold of one row.
     """
-    groups: dict[str, list[_Run]] = {}
+    groups: dict[tuple[str, str], list[_Run]] = {}
     for run in map(Path, runs):
-        one = _read(run, split)
-        groups.setdefault(_identity(one.recipe), []).append(one)
-    rows: dict[str, _Row] = {}
+        for one in _read(run, split):
+            groups.setdefault((_identity(one.recipe), one.report["task"]), []).append(one)
+    rows: dict[str, Row] = {}
     pairs: list[tuple[str, str]] = []
-    first = ""
-    for members in groups.values():
-        name = members[0].recipe.name
+    firsts: dict[str, str] = {}
+    protocols: dict[str, Any] = {}
+    for (_, task), members in groups.items():
+        _refuse_twice(members)
+        name = members[0].name
+        # Other settings under the same name are another row all the same.
+        name = f"{name} ({members[0].path})" if name in rows else name
+        protocols[name] = members[0].report["protocol"]
         rules = _rules(members)
         own = {row: _named(name, row) for row in members[0].rows}
         # Of other data or candidates a classic row is another row.
         own |= {row: f"{row} ({name})" for row, known in own.items() if known in rows and rows[known].rules != rules}
         rows |= {own[row]: _pooled(own[row], members, row) for row in own if own[row] not in rows}
         pairs.append((own["tuned"], own["base"]))
-        pairs += [(own["tuned"], first)] if first else []
+        pairs += [(own["tuned"], firsts[task])] if task in firsts else []
         if "fused" in own:
             pairs += [(own["fused"], own[row]) for row in own if row not in ("fused", "base")]
-        first = first or own["tuned"]
-    paired = {f"{ours} - {theirs}": _difference(rows[ours], rows[theirs]) for ours, theirs in pairs}
+        firsts.setdefault(task, own["tuned"])
+    paired = {f"{ours} - {theirs}": difference(rows[ours], rows[theirs]) for ours, theirs in pairs}
     return {
         "split": split,
-        "rows": [_entry(row) for row in rows.values()],
-        "protocols": {members[0].recipe.name: members[0].report["protocol"] for members in groups.values()},
+        "rows": [entry(row) for row in rows.values()],
+        "protocols": protocols,
         "paired": {name: found for name, found in paired.items() if found},
     }
 
 
-def _read(run: Path, split: str) -> _Run:
+def _read(run: Path, split: str) -> list[_Run]:
+    """What a run has scored, task by task."""
     opened = open_run(run)
     path = opened.folder.report(split)
     if not path.is_file():
@@ -132,16 +119,45 @@ def _read(run: Path, split: str) -> _Run:
             )
         )
     report = read_json(path)
-    # Of several tasks the first one's.
-    frame = pl.read_parquet(path.with_name(report["predictions"]["path"]))
-    return _Run(opened.recipe, report, frame)
+    tasks = list((report.get("tasks") or {}).values())
+    frames = [pl.read_parquet(path.with_name(part["predictions"]["path"])) for part in tasks or [report]]
+    return [
+        _Run(run, opened.recipe, part, frame, bool(tasks))
+        for part, frame in zip(tasks or [report], frames, strict=True)
+    ]
 
 
-def _rules(members: Sequence[_Run]) -> _Rules:
+def _refuse_twice(members: Sequence[_Run]) -> None:
+    """Nothing, where each seed and fold of a row stands once: twice it would count double.
+
+    Raises:
+        DataError: one does not.
+    """
+    seen: dict[tuple[int, int], _Run] = {}
+    for one in members:
+        seed, split = one.recipe.seed, one.recipe.data.split
+        other = seen.setdefault((seed, split.fold), one)
+        if other is not one:
+            place = f"seed {seed}, fold {split.fold}" if split.folds else f"seed {seed}"
+            raise DataError(
+                problem(
+                    "compare",
+                    f"{other.path} and {one.path} are both {members[0].name} with {place}",
+                    "runs that differ in name alone are one row, and a row has each seed and fold once",
+                    "leave one of them out, or tune it again with another seed",
+                )
+            )
+
+
+def _rules(members: Sequence[_Run]) -> Rules:
     """What the figures of some runs mean; of folds one for each."""
-    protocols = [one.report["protocol"] for one in members]
     rest = [key for key in SAME if key != "data"]
-    return frozenset((one["data"], json.dumps({key: one.get(key) for key in rest})) for one in protocols)
+    found = []
+    for one in members:
+        protocol = one.report["protocol"]
+        facts = {"task": one.report["task"]} | {key: protocol.get(key) for key in rest}
+        found.append((protocol["data"], json.dumps(facts)))
+    return frozenset(found)
 
 
 def _named(run: str, row: str) -> str:
@@ -162,7 +178,7 @@ def _identity(recipe: Recipe) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def _pooled(name: str, members: Sequence[_Run], row: str) -> _Row:
+def _pooled(name: str, members: Sequence[_Run], row: str) -> Row:
     """The row of several runs as one."""
     frames = [
         one.frame.with_columns(pl.lit(one.recipe.data.split.fold).alias("fold"), pl.lit(one.recipe.seed).alias("seed"))
@@ -175,7 +191,7 @@ def _pooled(name: str, members: Sequence[_Run], row: str) -> _Row:
     whole = pl.concat([frame.select("fold", "record", "key", *scores) for frame in frames])
     mean = whole.group_by("fold", "record", "key").mean().sort("fold", "record")
     per_record = {_kind(column): mean[column].fill_null(np.nan).to_numpy() for column in scores}
-    return _Row(name, per_record, (), (), mean["key"].to_numpy().astype(str), len(frames), _rules(members))
+    return Row(name, per_record, (), (), mean["key"].to_numpy().astype(str), len(frames), _rules(members))
 
 
 def _measured(members: Sequence[_Run], row: str) -> list[str]:
@@ -188,7 +204,7 @@ def _kind(column: str) -> str:
     return column.partition(":")[2]
 
 
-def _pooled_pairs(name: str, frames: Sequence[pl.DataFrame], column: str, names: Sequence[str], rules: _Rules) -> _Row:
+def _pooled_pairs(name: str, frames: Sequence[pl.DataFrame], column: str, names: Sequence[str], rules: Rules) -> Row:
     """Scored pairs of each seed in one order; seeds whose pairs differ cannot be pooled.
 
     Raises:
@@ -208,62 +224,4 @@ def _pooled_pairs(name: str, frames: Sequence[pl.DataFrame], column: str, names:
     labels = [
         metrics.Labels(np.array(part[column].to_list(), np.float64), part["label"].to_numpy(), groups) for part in parts
     ]
-    return _Row(name, {}, labels, names, clusters, len(frames), rules)
-
-
-def _entry(row: _Row) -> dict[str, Any]:
-    scores: dict[str, float | None] = {}
-    ci: dict[str, list[float] | None] = {}
-    for metric, values in row.per_record.items():
-        defined = values[~np.isnan(values)]
-        scores[metric] = float(defined.mean()) if len(defined) else None
-        interval = intervals.interval(values, row.clusters)
-        ci[metric] = list(interval) if interval else None
-    for metric in row.names:
-        if (score := row.scorer(metric)) is not None:
-            value = score(row.labels[0], np.ones(len(row.clusters)))
-            interval = intervals.pointwise_interval(score, row.labels[0])
-            scores[metric] = value if value == value else None
-            ci[metric] = list(interval) if interval else None
-    counted = [int((~np.isnan(values)).sum()) for values in row.per_record.values()]
-    return {
-        "run": row.name,
-        "runs": row.n_runs,
-        "n": max(counted, default=len(row.clusters)),
-        "scores": scores,
-        "ci": ci,
-    }
-
-
-def _difference(ours: _Row, theirs: _Row) -> dict[str, Any]:
-    """How far one row is above another on the same records, with p and Holm's p; nothing where they share none."""
-    # Other texts of the same items are what is compared; other candidates or masks are another question.
-    if {rest for _, rest in ours.rules} != {rest for _, rest in theirs.rules}:
-        return {}
-    if len(ours.clusters) != len(theirs.clusters) or not (ours.clusters == theirs.clusters).all():
-        return {}
-    found: dict[str, Any] = {}
-    for metric in [name for name in ours.per_record if name in theirs.per_record]:
-        pair = ours.per_record[metric], theirs.per_record[metric], ours.clusters
-        found[metric] = _as_json(intervals.paired(*pair), intervals.p_value(*pair))
-    for metric in [name for name in ours.names if name in theirs.names]:
-        mine, other = ours.scorer(metric), theirs.scorer(metric)
-        if mine is None or other is None:
-            continue
-        everything = np.ones(len(ours.clusters))
-
-        def above(_labels: metrics.Labels, weights: np.ndarray, mine: Any = mine, other: Any = other) -> float:
-            return float(mine(ours.labels[0], weights) - other(theirs.labels[0], weights))
-
-        interval = intervals.pointwise_interval(above, ours.labels[0])
-        mean = above(ours.labels[0], everything)
-        found[metric] = _as_json(intervals.Difference(mean, interval, len(everything)), None)
-    ps = {metric: entry["p"] for metric, entry in found.items() if entry["p"] is not None}
-    for metric, p in intervals.holm(ps).items():
-        found[metric]["p_holm"] = p
-    return found
-
-
-def _as_json(found: intervals.Difference, p: float | None) -> dict[str, Any]:
-    ci = list(found.interval) if found.interval else None
-    return {"mean": found.mean, "ci": ci, "n": found.n, "p": p, "p_holm": None}
+    return Row(name, {}, labels, names, clusters, len(frames), rules)

@@ -35,7 +35,7 @@ def evaluate(
     gates_file: Path | str | None = None,
     listen: Listener = silent,
 ) -> dict[str, Any]:
-    """The report of a run on one split, which is also written to `eval/<split>.json` and `.html`.
+    """The report of a run on one split, which is also written to `eval/<split>.json` and `report.html`.
 
     Args:
         run: the run folder.
@@ -71,7 +71,7 @@ def evaluate(
     path = opened.folder.report(split)
     report["gates"] = judge.judge(wanted, report, path, other)
     write_json(path, report)
-    write_text(path.with_suffix(".html"), page(report))
+    write_text(opened.folder.page, page(report))
     judge.insist(report)
     return report
 

@@ -187,7 +187,8 @@ class _Ranker:
             raise RecipeError(problem("--explain", value, rule, "leave --explain out"))
         history = self._history(kind, value)
         context = str(value) if kind == "query" else [self.texts[item] for item in history]
-        found = explain(self.task, self.config, self.encode, self.texts, items, context, self._scores)
+        record = self.records([(kind, value)])
+        found = explain(self.task, self.config, self.encode, self.texts, items, context, self._scores, record)
         return [
             {
                 "method": LEAVE_ONE_OUT,

@@ -88,6 +88,11 @@ class RunFolder:
         """Loss and validation metric over steps, as a picture."""
         return self.root / "curves.png"
 
+    @property
+    def page(self) -> Path:
+        """The newest scores as a page for people."""
+        return self.root / "report.html"
+
     def report(self, split: str) -> Path:
         """The scores of one split."""
         return self.root / "eval" / f"{split}.json"

@@ -135,7 +135,7 @@ def _begin(folder: RunFolder, recipe: Recipe) -> None:
     """Clears what an earlier run left in the folder, and writes the recipe: from here on the run can be resumed."""
     for old in (folder.adapter, folder.checkpoints, folder.root / "eval"):
         shutil.rmtree(old, ignore_errors=True)
-    for file in (folder.metrics, folder.manifest, folder.curves, folder.serving, folder.root / BASE_HEAD):
+    for file in (folder.metrics, folder.manifest, folder.curves, folder.serving, folder.page, folder.root / BASE_HEAD):
         file.unlink(missing_ok=True)
     for events in folder.root.glob("events.out.tfevents*"):
         events.unlink()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from recft.compare import compare
+from recft.errors import DataError
 from recft.evaluate import evaluate
+from recft.metrics._intervals import holm
 from recft.recipe import Recipe
 from recft.reports.tables import comparison
 from recft.tune import tune
@@ -32,7 +35,17 @@ def test_seeds_are_one_row_and_a_count_of_events_has_no_log_loss(toy_recipe: Toy
     # Scores that are no probabilities have an order alone.
     assert set(rows["popularity"]["scores"]) == {"auc"}
     assert set(found["paired"]["seed-0 (fused) - popularity"]) == {"auc"}
-    assert set(found["paired"]["seed-0 - seed-0 (base)"]) == {"auc", "log_loss"}
+    above = found["paired"]["seed-0 - seed-0 (base)"]
+    assert set(above) == {"auc", "log_loss"}
+    ps = {metric: one["p"] for metric, one in above.items()}
+    assert all(0 < p <= 1 for p in ps.values())
+    assert {metric: one["p_holm"] for metric, one in above.items()} == holm(ps)
+    # The same seed twice is a slip, by copy or by path.
+    shutil.copytree(tmp_path / "seed-1", tmp_path / "again")
+    with pytest.raises(DataError, match=r"seed-1 and .*again are both seed-0 with seed 1 .*fix: leave one of them out"):
+        compare([tmp_path / "seed-0", tmp_path / "seed-1", tmp_path / "again"])
+    with pytest.raises(DataError, match=r"seed-0 and .*seed-0 are both seed-0 with seed 0 "):
+        compare([tmp_path / "seed-0", tmp_path / "seed-0"])
 
 
 def test_a_figure_of_other_candidates_is_another_row(toy_recipe: ToyRecipe, tmp_path: Path) -> None:
@@ -48,6 +61,10 @@ def test_a_figure_of_other_candidates_is_another_row(toy_recipe: ToyRecipe, tmp_
     assert names.count("bm25") == 1 and "bm25 (few)" in names and "bm25 (again)" not in names
     assert "few (fused) - bm25 (few)" in found["paired"] and "again (fused) - bm25" in found["paired"]
     assert "again - all" in found["paired"] and "few - all" not in found["paired"]
+    recipe = Recipe.load(tmp_path / "again" / "recipe.yaml").model_copy(update={"name": "all"})
+    (tmp_path / "again" / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    alike = compare([tmp_path / "all", tmp_path / "again"])
+    assert {"all", f"all ({tmp_path / 'again'})"} <= {row["run"] for row in alike["rows"]} & set(alike["protocols"])
     notes = comparison(found).notes
     assert any("sampled 5" in note and note.startswith("few: ") for note in notes)
     assert any("(all)" in note and note.startswith("all, again: ") for note in notes)

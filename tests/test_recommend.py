@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from recft.errors import RecipeError
 from recft.export import export
 from recft.recipe import Recipe
-from recft.recommend import _open, recommend
+from recft.recommend import _open, recommend, recommend_file
 from recft.tune import tune
 
 ToyRecipe = Callable[..., Recipe]
@@ -85,3 +86,29 @@ def test_a_user_is_ranked_for_as_tuning_has_read_users(toy_recipe: ToyRecipe, tm
         recommend(tmp_path / "run", history=["i0"])
     with pytest.raises(RecipeError, match="--explain"):
         recommend(tmp_path / "run", user=user, explain=1)
+
+
+def test_marks_of_liked_items_are_read_with_users_and_refused_with_ids(toy_recipe: ToyRecipe, tmp_path: Path) -> None:
+    """Ids come without stars: a model of marked histories has never read such a text."""
+    tune(toy_recipe(task={"name": "purchase", "liked_from": 4}, tune={"max_steps": 2}), tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"--history.*no stars.*purchase.*--user"):
+        recommend(tmp_path / "run", history=["i0"])
+    table = tmp_path / "wanted.csv"
+    table.write_text('history\n"i0,i3"\n', encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"--history.*no stars"):
+        recommend_file(tmp_path / "run", table, tmp_path / "lists.parquet")
+    ranker, read = _open(tmp_path / "run"), list[Any]()
+    assert ranker.store is not None
+    user = ranker.store.user_ids[0]
+
+    def encode(texts: Any) -> np.ndarray:
+        read.extend(texts)
+        return ranker.encode(texts)
+
+    why = replace(ranker, encode=encode).explain("user", user, [5])
+    # What is explained is the text that was ranked, marks and all; with an item its own mark goes.
+    records = ranker.records([("user", user)]).with_every(len(ranker.ids))
+    whole = ranker.task.pairs(ranker.config, records, np.arange(1), ranker.texts)[5]
+    assert read[0] == whole and "liked)" in whole[0]
+    items = [part for part in why[0]["parts"] if part["kind"] == "item"]
+    assert items and all(text[0].count("liked)") == whole[0].count("liked)") - 1 for text in read[1 : 1 + len(items)])

@@ -16,8 +16,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from recft import cli, registry
+from recft.compare import compare
 from recft.data.mapping import table_of
-from recft.errors import ExportError, GateError, RecipeError
+from recft.errors import DataError, ExportError, GateError, RecipeError
 from recft.evaluate import evaluate
 from recft.export import export
 from recft.recipe import Recipe
@@ -220,7 +221,7 @@ def test_the_report_has_a_part_for_each_task(three_run: Path, three_report: dict
     # What a one-task reader reads of it is the first task's.
     assert {name: three_report[name] for name in parts["retrieval"]} == parts["retrieval"]
     assert read_json(three_run / "eval" / "test.json") == three_report
-    page = (three_run / "eval" / "test.html").read_text(encoding="utf-8")
+    page = (three_run / "report.html").read_text(encoding="utf-8")
     assert all(name in page for name in parts)
 
 
@@ -381,3 +382,40 @@ def test_too_few_pairs_are_not_calibrated(toy_recipe: ToyRecipe, tmp_path: Path)
     tune(recipe, tmp_path / "run", listen=lambda event, values: notes.append(str(values.get("text", ""))))
     assert read_json(tmp_path / "run" / "serving.json")["purchase"]["calibration"] is None
     assert any("too few validation pairs" in note for note in notes)
+
+
+# -- compare ----------------------------------------------------------------------------------------------------------
+
+
+def test_each_task_of_several_runs_is_compared(three_run: Path, three_report: dict[str, Any], tmp_path: Path) -> None:
+    """Another seed is pooled, another recipe stands beside it, each task beside its own."""
+    paths = [three_run]
+    for name, change in (("seed", {"seed": 7}), ("other", {})):
+        paths.append(tmp_path / name)
+        shutil.copytree(three_run, paths[-1])
+        recipe = Recipe.load(three_run / "recipe.yaml").model_copy(update={"name": name, **change})
+        if name == "other":
+            baselines = {"baselines": ("popularity",), "bootstrap": 100}
+            recipe = recipe.model_copy(update={"eval": recipe.eval.model_copy(update=baselines)})
+        (paths[-1] / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    classics = {task: part["baselines"] for task, part in evaluate(tmp_path / "other")["tasks"].items()}
+    found = compare(paths)
+    first = Recipe.load(three_run / "recipe.yaml").name
+    rows = {row["run"]: row for row in found["rows"]}
+    for task, part in three_report["tasks"].items():
+        ours, base = rows[f"{first}: {task}"], rows[f"{first}: {task} (base)"]
+        assert ours["runs"] == 2 and rows[f"other: {task}"]["runs"] == 1
+        assert ours["scores"] == pytest.approx({name: part["tuned"][name] for name in ours["scores"]})
+        assert base["scores"] == pytest.approx({name: part["base"][name] for name in base["scores"]})
+        assert set(found["paired"][f"other: {task} - {first}: {task}"]) == set(ours["scores"])
+        assert found["protocols"][f"other: {task}"] == part["protocol"]
+    # The same name in another task is another row.
+    named = ["popularity", *(f"popularity (other: {task})" for task in list(classics)[1:])]
+    for row, scores in zip(named, classics.values(), strict=True):
+        known = {name: value for name, value in scores["popularity"].items() if value is not None}
+        assert rows[row]["scores"] == pytest.approx({name: known[name] for name in rows[row]["scores"]})
+    for ours, theirs in (name.split(" - ") for name in found["paired"]):
+        of_tasks = [{task for task in three_report["tasks"] if f": {task}" in one} for one in (ours, theirs)]
+        assert of_tasks[1] <= of_tasks[0], "a row beside one of another task"
+    with pytest.raises(DataError, match=r"are both .*: retrieval with seed"):
+        compare([three_run, three_run])

@@ -325,7 +325,8 @@ class TaskReport:
             context: str | list[str] = records.queries[row] if records.queries is not None else history
             if item < 0 or not context:
                 continue
-            parts = explain(exam.task, exam.config, self._encoder(tuned), exam.items, [item], context)[0]
+            own = records.take(np.array([row]))
+            parts = explain(exam.task, exam.config, self._encoder(tuned), exam.items, [item], context, record=own)[0]
             found.append(
                 {
                     "key": example["key"],
@@ -388,6 +389,7 @@ def _fusion_facts(fusions: Mapping[str, Fusion]) -> dict[str, Any]:
         "intercept": fused.intercept,
         "fitted_on": "valid",
         "rule": RULE,
+        "scales": {name: list(scale) for name, scale in fused.scales.items()},
         "n": fused.n,
     }
 

@@ -1,6 +1,6 @@
 """Classic rows as systems: chosen on validation with a small fixed budget, refitted for the split, cached.
 
-A fit is cached under the hash of the data, of the code that it is made by and of what it was chosen for, so that every run
+A fit is cached under the hash of the data, of the code that made it and of what it was chosen for, so that every run
 over the same data shares it. The cache holds plain arrays (`.npz` without objects) and may be deleted at any time.
 """
 

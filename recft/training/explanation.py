@@ -3,9 +3,6 @@
 Leave-one-out: effect = score of the whole - score without the part. What is left out goes before the task puts its
 own words around a query or a history, so that prompts are never parts. Parts that say the same, such as two equal
 words, share what they say: each alone may have no effect.
-
-Integrated gradients (Sundararajan, Taly, Yan 2017), for a model whose gradients are there: the same question asked
-of the word vectors, on a straight way from nothing to the text; its effects sum to the whole difference.
 """
 
 from __future__ import annotations
@@ -14,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,28 +19,28 @@ from recft.data.spans import spans
 from recft.data.store import Records
 from recft.tasks._base import Task, Text
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from recft.models.text_model import TextModel
-
 __all__ = [
-    "INTEGRATED_GRADIENTS",
     "LEAVE_ONE_OUT",
     "Part",
     "explain",
-    "integrated_gradients",
     "items_left_out",
     "leave_one_out",
     "words_left_out",
 ]
 
 LEAVE_ONE_OUT = "leave-one-out"
-INTEGRATED_GRADIENTS = "integrated gradients"
 
 Context = TypeVar("Context")
 History = tuple[str, ...]
 """The texts of a history's items, oldest first."""
+
+
+class _Events(NamedTuple):
+    """A history as a record holds it: texts, and the stars beside them, where there are any."""
+
+    texts: History
+    stars: tuple[float, ...] | None
+
 
 _PARTED = ("; ", ", ", "；", "，", " ")
 
@@ -77,6 +74,7 @@ def explain(
     chosen: Sequence[int],
     context: str | Sequence[str],
     scores: Callable[[np.ndarray], np.ndarray] | None = None,
+    record: Records | None = None,
 ) -> list[list[Part]]:
     """For each chosen item (or class) the parts of the context with their effects, in reading order.
 
@@ -91,14 +89,19 @@ def explain(
         context: a query or text, or the item texts of a history, oldest first.
         scores: outputs (P, K) -> scores, where they are more than the task's own, such as calibrated; of no use where
             context and items are read apart.
+        record: the one whose score is explained, where it says more than the context: its user's profile, and the stars
+            of its history, which must be the events of the context.
     """
     meant = scores or (lambda outputs: task.scores(config, outputs))  # a task of two towers has none of its own
-    score = partial(_scores, task, config, encode, meant, [items[item] for item in chosen], chosen)
+    score = partial(_scores, task, config, encode, meant, [items[item] for item in chosen], chosen, record)
     if isinstance(context, str):
         return leave_one_out(score, context, words_left_out(context))
+    stars = _stars(record)
     places = _read(task, config, context)
     shown = tuple(context[place] for place in places)
-    found = leave_one_out(score, shown, items_left_out(shown))
+    kept = None if stars is None else tuple(stars[place] for place in places)
+    left = [(part, _Events(rest, _without_stars(kept, part))) for part, rest in items_left_out(shown)]
+    found = leave_one_out(score, _Events(shown, kept), left)
     return [[dataclasses.replace(part, item=places[part.item or 0]) for part in parts] for parts in found]
 
 
@@ -144,6 +147,21 @@ def items_left_out(history: History) -> list[tuple[Part, History]]:
     return found
 
 
+def _stars(record: Records | None) -> list[float] | None:
+    """The stars of a record's history, oldest first."""
+    if record is None or record.log_ratings is None or record.starts is None or record.cuts is None:
+        return None
+    stars: list[float] = record.log_ratings[record.starts[0] : record.cuts[0]].tolist()
+    return stars
+
+
+def _without_stars(stars: tuple[float, ...] | None, part: Part) -> tuple[float, ...] | None:
+    """The stars of what is left when a part is left out: with an item go its stars."""
+    if stars is None or part.kind == "word" or part.item is None:
+        return stars
+    return stars[: part.item] + stars[part.item + 1 :]
+
+
 def _without(text: str, start: int, end: int) -> str:
     """The text without a part, and without the mark that would then stand twice, or at an end."""
     before, after = text[:start], text[end:]
@@ -158,17 +176,11 @@ def _without(text: str, start: int, end: int) -> str:
 def _read(task: Task, config: Any, history: Sequence[str]) -> list[int]:
     """The places of the history's items that the task reads: the newest ones, each text once."""
     newest = {text: place for place, text in enumerate(history)}
-    places = sorted(newest.values(), reverse=True)
-    text = _rendered(task, config, [tuple(history)], [""])[0]
+    # Signs of no language stand for the texts: a prompt, or another item's text, may hold the words of one.
+    signs = {text: f"\ue000{place}\ue001" for text, place in newest.items()}
+    text = _rendered(task, config, [_Events(tuple(signs[text] for text in history), None)], [""], None)[0]
     shown = text if isinstance(text, str) else "".join(text)
-    read, at = [], 0
-    for place in places:
-        at = shown.find(history[place], at)
-        if at < 0:
-            break
-        read.append(place)
-        at += len(history[place])
-    return sorted(read)
+    return sorted(place for text, place in newest.items() if signs[text] in shown)
 
 
 def _scores(
@@ -178,10 +190,11 @@ def _scores(
     meant: Callable[[np.ndarray], np.ndarray],
     items: Sequence[str],
     chosen: Sequence[int],
-    contexts: Sequence[str] | Sequence[History],
+    record: Records | None,
+    contexts: Sequence[str] | Sequence[_Events],
 ) -> np.ndarray:
     """The score of each context with each of M items, (V, M), in one call of `encode`."""
-    texts = _rendered(task, config, contexts, items)
+    texts = _rendered(task, config, contexts, items, record)
     reads = task.reads(config)
     if reads == "towers":
         vectors = encode([*texts, *task.candidates(config, items)])
@@ -193,9 +206,15 @@ def _scores(
     return (scores[:, 0] if scores.ndim == 2 else scores).reshape(len(contexts), len(items))
 
 
-def _rendered(task: Task, config: Any, contexts: Sequence[str] | Sequence[History], items: Sequence[str]) -> list[Text]:
+def _rendered(
+    task: Task,
+    config: Any,
+    contexts: Sequence[str] | Sequence[_Events],
+    items: Sequence[str],
+    record: Records | None,
+) -> list[Text]:
     """What the model reads: a text a context, or a text a context and item."""
-    records, texts = _records(contexts, items)
+    records, texts = _records(contexts, items, record)
     rows = np.arange(len(contexts))
     if task.reads(config) == "pairs":
         return task.pairs(config, records, rows, texts)
@@ -203,95 +222,37 @@ def _rendered(task: Task, config: Any, contexts: Sequence[str] | Sequence[Histor
     return [text or " " for text in task.contexts(config, records, rows, texts)]
 
 
-def _records(contexts: Sequence[str] | Sequence[History], items: Sequence[str]) -> tuple[Records, list[str]]:
-    """Contexts as records with every item as candidate, and the item texts: the candidates', then the histories'."""
+def _records(
+    contexts: Sequence[str] | Sequence[_Events], items: Sequence[str], record: Records | None
+) -> tuple[Records, list[str]]:
+    """Contexts as records with every item as candidate, and the item texts: the candidates', then the histories'.
+
+    Args:
+        contexts: queries, or histories.
+        items: the candidates' texts.
+        record: whose user, and profile, all contexts have.
+    """
     queries = [context for context in contexts if isinstance(context, str)]
     histories = [context for context in contexts if not isinstance(context, str)]
-    known = {text: place for place, text in enumerate(dict.fromkeys(text for one in histories for text in one))}
-    bounds = np.cumsum([0, *(len(history) for history in histories)]).astype(np.int64)
-    log = [len(items) + known[text] for history in histories for text in history]
+    every = [text for history in histories for text in history.texts]
+    known = {text: place for place, text in enumerate(dict.fromkeys(every))}
+    bounds = np.cumsum([0, *(len(history.texts) for history in histories)]).astype(np.int64)
+    stars = [star for history in histories for star in history.stars or ()]
+    rated = bool(histories) and all(history.stars is not None for history in histories)
     n, m = len(contexts), len(items)
+    users = None if record is None or record.users is None else np.repeat(record.users[:1], n)
     records = Records(
         keys=[str(place) for place in range(n)],
         queries=queries if queries else None,
-        users=None,
+        users=users,
         starts=None if queries else bounds[:-1],
         cuts=None if queries else bounds[1:],
         times=None,
         offsets=np.arange(n + 1, dtype=np.int64) * m,
         items=np.tile(np.arange(m, dtype=np.int32), n),
         grades=np.zeros(n * m, np.float32),
-        log_items=None if queries else np.array(log, np.int32),
+        log_items=None if queries else np.array([len(items) + known[text] for text in every], np.int32),
+        log_ratings=np.array(stars, np.float32) if rated else None,
+        profiles=None if record is None else record.profiles,
     )
     return records, [*items, *known]
-
-
-def integrated_gradients(
-    model: TextModel, tokenizer: PreTrainedTokenizerBase, text: str, other: np.ndarray, steps: int = 32
-) -> tuple[list[Part], float]:
-    """The words of a text with their effects on its product with `other`, and the effect of all that is no word.
-
-    Together they are the score of the text less that of a text of padding alone, up to the error of the sum.
-
-    Args:
-        model: of two towers.
-        tokenizer: the model's.
-        text: as the task writes it, with its prompt.
-        other: (K,), the other side's vector.
-        steps: points on the way, by Gauss and Legendre.
-    """
-    import torch
-
-    row = model.serving.tokens(tokenizer, [text])[0]
-    ids = torch.tensor([row["input_ids"]], device=model.device)  # (1, T)
-    own, start = _ends(model, tokenizer, ids)
-    nodes, weights = (torch.as_tensor(part, dtype=own.dtype) for part in np.polynomial.legendre.leggauss(steps))
-    way = ((nodes + 1) / 2).to(own.device)[:, None, None]  # (S, 1, 1)
-    points = (start + way * (own - start)).detach().requires_grad_()  # (S, T, D)
-    inputs = {name: torch.tensor([row[name]] * steps, device=model.device) for name in row}
-    hook = model.base.get_input_embeddings().register_forward_hook(lambda *_: points)
-    try:
-        with torch.enable_grad():
-            outputs = model(**inputs, attention_mask=torch.ones_like(inputs["input_ids"]))
-            target = torch.as_tensor(other, dtype=outputs.dtype, device=outputs.device)
-            (slopes,) = torch.autograd.grad((outputs @ target).sum(), points)
-    finally:
-        hook.remove()
-    mean = (slopes * (weights / 2).to(own.device)[:, None, None]).sum(dim=0)  # (T, D)
-    effects = (mean * (own - start)[0]).sum(dim=1).double().cpu().numpy()  # (T,)
-    return _by_word(tokenizer, text, model.serving.max_tokens, effects)
-
-
-def _ends(model: TextModel, tokenizer: PreTrainedTokenizerBase, ids: Any) -> tuple[Any, Any]:
-    """Vectors of a text's tokens, and those of a text that says nothing, (1, T, D): padding between special tokens.
-
-    Without a padding token it is the end token. Never zeros: a model that norms by length is steep without bound there.
-    """
-    import torch
-
-    embed = model.base.get_input_embeddings()
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    with torch.no_grad():
-        own, nothing = embed(ids), embed(torch.full_like(ids, int(pad or 0)))
-    special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids, device=ids.device))
-    return own, torch.where(special[:, :, None], own, nothing)
-
-
-def _by_word(
-    tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int, effects: np.ndarray
-) -> tuple[list[Part], float]:
-    """Tokens' effects summed over words; a token that reaches into several is divided by its letters in each."""
-    offsets = tokenizer(text, truncation=True, max_length=max_tokens, return_offsets_mapping=True)["offset_mapping"]
-    places = spans(text)
-    sums, rest = np.zeros(len(places)), 0.0
-    for (first, last), effect in zip(offsets, effects, strict=True):
-        letters = np.array([max(0, min(last, end) - max(first, start)) for start, end in places])
-        if letters.sum():
-            sums += effect * letters / letters.sum()
-        else:
-            rest += float(effect)
-    parts = [
-        Part("word", text[start:end], float(effect), start, end)
-        for (start, end), effect in zip(places, sums, strict=True)
-    ]
-    return parts, rest

@@ -3,24 +3,26 @@
 Rankings and classes: a softmax over each record's candidates of sum_k w_k z_k, where z_k is system k's score made
 comparable (mean 0 and deviation 1 among a record's candidates; of classes log p). Where a whole catalogue is ranked,
 each system has a second term, `<system>:rank`, minus the log of 10 + the item's rank by it (the mean rank of equal
-scores): a score's scale says little about how sure one can be of its first places. Yes or no: a logistic regression on
-log-odds (Wolpert, Stacked generalization, 1992), numbers: a linear one. The weights are drawn towards equal ones with
-the strength of a few records, so that a small validation split cannot throw a system out by chance.
+scores): a score's scale says little about how sure one can be of its first places. Judged lists are few and short:
+there the metric itself decides (`ascent.py`). Yes or no: a logistic regression on
+log-odds (Wolpert, Stacked generalization, 1992), of scores that are no probabilities on how many of validation's
+deviations they are from its mean; numbers: a linear one. `sum_weights.py` finds the weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
+from recft.training.ascent import ascend
 from recft.training.exam import Exam, System, need_block, own_scores, places
+from recft.training.scoring import score
+from recft.training.sum_weights import Feature, Group, conditional, linear, logistic
 
 __all__ = ["Fusion", "fit_fusion"]
-
-PRIOR_RECORDS = 5.0
-"""How many records' weight the wish for equal weights has."""
 
 MOST_RECORDS = 5_000
 """Validation records of a fit."""
@@ -35,7 +37,8 @@ others that stands for them."""
 RANK = ":rank"
 RANK_OFFSET = 10.0
 
-Feature = np.ndarray
+Scale = tuple[float, float, float]
+"""The mean, the deviation and the least of a system's scores; what it never scored counts as its least."""
 
 
 @dataclass(frozen=True)
@@ -46,24 +49,31 @@ class Fusion:
         weights: of each system, in order; then of their ranks, where there are any.
         intercept: of labels and values.
         n: validation records (or pairs) that it was fitted on.
+        scales: of labels, each system whose scores are no probabilities -> what its scores were on validation.
     """
 
     weights: Mapping[str, float]
     intercept: float
     n: int
+    scales: Mapping[str, Scale] = field(default_factory=dict)
 
     def system(self, exam: Exam, systems: Mapping[str, System]) -> System:
         """The sum as a system on an exam."""
-        weights = np.array(list(self.weights.values()))
-        chosen = [systems[name] for name in self.weights if not name.endswith(RANK)]
+        chosen = {name: systems[name] for name in self.weights if not name.endswith(RANK)}
+        weights = np.array([self.weights[name] for name in chosen])
         output = exam.task.output
 
         def block(rows: np.ndarray) -> np.ndarray:
-            summed: np.ndarray = _stack(exam, chosen, rows) @ weights  # (B, N)
-            return np.asarray(_softmax(summed) if output == "classes" else summed)
+            summed = np.zeros((len(rows), len(exam.items)))
+            # One system's terms at a time: all of a large catalogue's together would be many times its scores.
+            for name, system in chosen.items():
+                scores = np.asarray(need_block(exam, system)(rows), np.float64)
+                for term, compute in _terms(exam, name).items():
+                    summed += self.weights[term] * compute(scores)
+            return _softmax(summed) if output == "classes" else summed
 
         def pairs(rows: np.ndarray) -> np.ndarray:
-            summed = _pair_features(exam, chosen, rows) @ weights + self.intercept
+            summed = _pair_features(exam, chosen, rows, self.scales) @ weights + self.intercept
             return np.asarray(1 / (1 + np.exp(-summed)) if output == "labels" else summed)
 
         if output == "classes" or (output == "ranking" and exam.candidates != "judged"):
@@ -74,31 +84,54 @@ class Fusion:
 
 
 def fit_fusion(exam: Exam, systems: Mapping[str, System]) -> Fusion:
-    """The weights that make validation's outcomes most likely."""
+    """The weights that make validation's outcomes most likely; of judged lists, those for which the metric is best."""
     names = list(systems)
     if exam.task.output in ("labels", "values"):
-        features = _pair_features(exam, list(systems.values()), np.arange(len(exam.records)))
+        scales = _scales(exam, systems)
+        features = _pair_features(exam, systems, np.arange(len(exam.records)), scales)
         truth = exam.records.grades if exam.task.output == "values" else exam.records.grades > 0
-        found = (_linear if exam.task.output == "values" else _logistic)(features, truth.astype(np.float64))
+        found = (linear if exam.task.output == "values" else logistic)(features, truth.astype(np.float64))
         weights = dict(zip(names, found[:-1].tolist(), strict=True))
-        return Fusion(weights, float(found[-1]), len(features))
+        return Fusion(weights, float(found[-1]), len(features), scales)
+    if exam.task.output == "ranking" and not _ranks_too(exam):
+        found = _judged_weights(exam, systems)
+        return Fusion(dict(zip(names, found.tolist(), strict=True)), 0.0, len(exam.records))
     names += [f"{name}{RANK}" for name in systems] if _ranks_too(exam) else []
-    groups = _candidate_features(exam, list(systems.values()))
-    found = _conditional(groups, len(names))
+    groups = _candidate_features(exam, systems)
+    found = conditional(groups, len(names))
     return Fusion(dict(zip(names, found.tolist(), strict=True)), 0.0, len(groups))
+
+
+def _judged_weights(exam: Exam, systems: Mapping[str, System]) -> np.ndarray:
+    """The weights of judged lists, (S,): those for which the exam's metric is best."""
+    features = _pair_features(exam, systems, np.arange(len(exam.records)))
+
+    def values(weights: np.ndarray) -> np.ndarray:
+        summed = features @ weights
+        return score(exam, System(None, lambda rows: summed[places(exam.records, rows)])).per_record[exam.names[0]]
+
+    return ascend(values, len(systems))
 
 
 def _ranks_too(exam: Exam) -> bool:
     return exam.task.output == "ranking" and exam.candidates != "judged"
 
 
-def _stack(exam: Exam, systems: Sequence[System], rows: np.ndarray) -> Feature:
-    """Every item's terms: its standardised score by each system, then its rank by each, (B, N, F)."""
-    blocks = [np.asarray(need_block(exam, system)(rows), np.float64) for system in systems]
+def _terms(exam: Exam, name: str) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """A system's terms by the names of their weights, each as what it makes of the system's scores, (B, N)."""
     if exam.task.output == "classes":
-        return np.stack([np.log(np.clip(block, 1e-9, 1.0)) for block in blocks], axis=-1)
-    ranks = [_log_ranks(block) for block in blocks] if _ranks_too(exam) else []
-    return np.stack([*(_standard(block, axis=1) for block in blocks), *ranks], axis=-1)
+        return {name: lambda block: np.log(np.clip(block, 1e-9, 1.0))}
+    return {name: partial(_standard, axis=1)} | ({f"{name}{RANK}": _log_ranks} if _ranks_too(exam) else {})
+
+
+def _stack(exam: Exam, systems: Mapping[str, System], rows: np.ndarray) -> Feature:
+    """Every item's terms: its standardised score by each system, then its rank by each, (B, N, F)."""
+    found: dict[str, Feature] = {}
+    for name, system in systems.items():
+        scores = np.asarray(need_block(exam, system)(rows), np.float64)
+        found |= {term: compute(scores) for term, compute in _terms(exam, name).items()}
+    in_order = [*systems, *(term for term in found if term not in systems)]
+    return np.stack([found[term] for term in in_order], axis=-1)
 
 
 def _log_ranks(block: np.ndarray) -> np.ndarray:
@@ -124,16 +157,49 @@ def _standard(scores: np.ndarray, axis: int) -> np.ndarray:
     return np.asarray((filled - filled.mean(axis=axis, keepdims=True)) / np.where(spread > rounding, spread, np.inf))
 
 
-def _pair_features(exam: Exam, systems: Sequence[System], rows: np.ndarray) -> Feature:
-    """The rows' own pairs by system, (P, S): log-odds, numbers, or scores standardised within each record."""
+def _scales(exam: Exam, systems: Mapping[str, System]) -> dict[str, Scale]:
+    """Where the scores that are no probabilities lie on a split.
+
+    Within a record nothing could be told: the records of yes and no often have one candidate each.
+    """
+    found: dict[str, Scale] = {}
+    for name, system in systems.items():
+        if exam.task.output == "labels" and not system.probabilities:
+            scores = _own(system, np.arange(len(exam.records)))
+            known = scores[np.isfinite(scores)]
+            filled = np.where(np.isfinite(scores), scores, known.min(initial=np.inf)) if len(known) else np.zeros(1)
+            found[name] = float(filled.mean()), float(filled.std()), float(filled.min())
+    return found
+
+
+def _scaled(scores: np.ndarray, scale: Scale) -> np.ndarray:
+    """Scores in a scale's deviations from its mean; what was never scored stands as low as the lowest there."""
+    mean, deviation, lowest = scale
+    # Of equal scores what is left is rounding, and no order.
+    if deviation <= 1e-12 * max(abs(mean), abs(lowest)):
+        return np.zeros(len(scores))
+    return (np.where(np.isfinite(scores), scores, lowest) - mean) / deviation
+
+
+def _own(system: System, rows: np.ndarray) -> np.ndarray:
+    """The scores of the rows' own pairs, (P,)."""
+    scores = np.asarray(system.pairs(rows), np.float64)
+    return scores[:, 0] if scores.ndim == 2 else scores
+
+
+def _pair_features(
+    exam: Exam, systems: Mapping[str, System], rows: np.ndarray, scales: Mapping[str, Scale] | None = None
+) -> Feature:
+    """The rows' own pairs by system, (P, S): log-odds, numbers, scores in a scale, or standardised by record."""
     columns = []
     sizes = np.diff(exam.records.offsets)[rows]
-    for system in systems:
-        scores = np.asarray(system.pairs(rows), np.float64)
-        scores = scores[:, 0] if scores.ndim == 2 else scores
-        if exam.task.output == "ranking" or (exam.task.output == "labels" and not system.probabilities):
+    for name, system in systems.items():
+        scores = _own(system, rows)
+        if exam.task.output == "ranking":
             starts = np.cumsum(sizes)[:-1]
             scores = np.concatenate([_standard(part, axis=0) for part in np.split(scores, starts)] or [scores])
+        elif scales is not None and name in scales:
+            scores = _scaled(scores, scales[name])
         elif exam.task.output == "labels":
             kept = np.clip(scores, 1e-6, 1 - 1e-6)
             scores = np.log(kept) - np.log1p(-kept)
@@ -141,36 +207,22 @@ def _pair_features(exam: Exam, systems: Sequence[System], rows: np.ndarray) -> F
     return np.stack(columns, axis=-1) if columns else np.zeros((int(sizes.sum()), 0))
 
 
-Group = tuple[Feature, np.ndarray, np.ndarray]
-"""One record's candidates by system, (C, S), what each is worth, (C,), above 0 for a target, and the log of how many
-items each stands for, (C,)."""
-
-
-def _candidate_features(exam: Exam, systems: Sequence[System]) -> list[Group]:
+def _candidate_features(exam: Exam, systems: Mapping[str, System]) -> list[Group]:
     """The candidates of validation records that have a target; of a large catalogue a part of them."""
     rows = np.unique(np.linspace(0, len(exam.records) - 1, min(MOST_RECORDS, len(exam.records))).round().astype(int))
-    if exam.task.output == "ranking" and exam.candidates == "judged":
-        found = [_judged_group(exam, systems, int(row)) for row in rows]
-    else:
-        # Some systems have a lot to do before their first score: they are asked for many records at once.
-        size = max(1, BLOCK_FEATURES // max(1, len(exam.items) * len(systems)))
-        blocks = [rows[start : start + size] for start in range(0, len(rows), size)]
-        found = [
-            _whole_group(exam, features, int(row), len(systems))
-            for part in blocks
-            for row, features in zip(part, _stack(exam, systems, part), strict=True)
-        ]
+    # Some systems have a lot to do before their first score: they are asked for many records at once.
+    size = max(1, BLOCK_FEATURES // max(1, len(exam.items) * len(systems)))
+    blocks = [rows[start : start + size] for start in range(0, len(rows), size)]
+    found = [
+        _whole_group(exam, features, int(row), len(systems))
+        for part in blocks
+        for row, features in zip(part, _stack(exam, systems, part), strict=True)
+    ]
     return [
         (features.astype(np.float32), worth / worth.sum(), stands)
         for features, worth, stands in found
         if (worth > 0).any() and len(worth) > 1
     ]
-
-
-def _judged_group(exam: Exam, systems: Sequence[System], row: int) -> Group:
-    one = np.array([row])
-    worth = exam.records.grades[places(exam.records, one)].astype(np.float64)
-    return _pair_features(exam, systems, one), worth, np.zeros(len(worth))
 
 
 def _whole_group(exam: Exam, features: Feature, row: int, n_systems: int) -> Group:
@@ -198,93 +250,6 @@ def _sample(features: np.ndarray, targets: np.ndarray, masked: np.ndarray, seed:
     return np.concatenate([near, drawn]), np.concatenate([np.zeros(len(near)), np.full(len(drawn), stands)])
 
 
-Moments = tuple[float, np.ndarray, np.ndarray]
-"""A convex loss, its gradient and its Hessian."""
-
-
-def _newton(step: Callable[[np.ndarray], Moments], start: np.ndarray) -> np.ndarray:
-    """Where a convex loss is least."""
-    found = start
-    loss, gradient, hessian = step(found)
-    for _ in range(100):
-        move = np.linalg.solve(hessian, gradient)
-        # A long step on a saturated softmax overshoots, and the next one as far the other way: a step that does not
-        # make the loss smaller is halved.
-        share = min(1.0, 2.0 / max(float(np.linalg.norm(move)), 1e-12))
-        while True:
-            there = step(found - share * move)
-            if there[0] <= loss or share < 1e-9:
-                break
-            share /= 2
-        found = found - share * move
-        loss, gradient, hessian = there
-        if np.linalg.norm(move) < 1e-8:
-            break
-    return found
-
-
-def _towards(middle: np.ndarray, strength: np.ndarray, weights: np.ndarray) -> Moments:
-    """What a wish for the weights `middle` adds to loss, gradient and Hessian."""
-    off = weights - middle
-    return float(strength @ off**2) / 2, strength * off, np.diag(strength)
-
-
-def _conditional(groups: Sequence[Group], n_systems: int) -> np.ndarray:
-    """The weights of a softmax over each record's candidates, (S,): first one for all, then each its own."""
-    if not groups or not n_systems:
-        return np.ones(n_systems)
-    together = [(features.sum(axis=1, keepdims=True), worth, stands) for features, worth, stands in groups]
-    # A handful of records that all are right, or by chance all wrong, must not make it endless, or less than nothing.
-    equal, strength = np.full(1, 1 / n_systems), np.full(1, PRIOR_RECORDS * n_systems)
-    common = _newton(lambda weight: _sum(_moments(together, weight), _towards(equal, strength, weight)), equal)
-    middle, each = np.repeat(common, n_systems), np.full(n_systems, PRIOR_RECORDS)
-    return _newton(lambda weights: _sum(_moments(groups, weights), _towards(middle, each, weights)), middle)
-
-
-def _sum(one: Moments, other: Moments) -> Moments:
-    return one[0] + other[0], one[1] + other[1], one[2] + other[2]
-
-
-def _moments(groups: Sequence[Group], weights: np.ndarray) -> Moments:
-    """The negative log-likelihood, its gradient and its Hessian."""
-    loss, gradient, hessian = 0.0, np.zeros(len(weights)), np.zeros((len(weights), len(weights)))
-    for features, worth, stands in groups:
-        summed = features @ weights + stands
-        highest = float(summed.max())
-        chance = np.exp(summed - highest)
-        total = float(chance.sum())
-        chance /= total
-        mean = chance @ features
-        loss += highest + float(np.log(total)) - float(worth @ summed)
-        gradient += mean - worth @ features
-        hessian += (features * chance[:, None]).T @ features - np.outer(mean, mean)
-    return loss, gradient, hessian
-
-
 def _softmax(scores: np.ndarray) -> np.ndarray:
     shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
-
-
-def _linear(features: Feature, truth: np.ndarray) -> np.ndarray:
-    """Ridge regression drawn towards equal weights that sum to 1, and its intercept, (S + 1,)."""
-    wide, n_systems = np.c_[features, np.ones(len(features))], features.shape[1]
-    prior = np.r_[np.full(n_systems, PRIOR_RECORDS), 1e-6]
-    middle = np.r_[np.full(n_systems, 1 / max(n_systems, 1)), 0.0]
-    return np.asarray(np.linalg.solve(wide.T @ wide + np.diag(prior), wide.T @ truth + prior * middle))
-
-
-def _logistic(features: Feature, truth: np.ndarray) -> np.ndarray:
-    """Logistic regression drawn towards equal weights that sum to 1, and its intercept, (S + 1,)."""
-    wide, n_systems = np.c_[features, np.ones(len(features))], features.shape[1]
-    prior = np.r_[np.full(n_systems, PRIOR_RECORDS), 1e-6]
-    middle = np.r_[np.full(n_systems, 1 / max(n_systems, 1)), 0.0]
-
-    def step(weights: np.ndarray) -> Moments:
-        summed = wide @ weights
-        chance = 1 / (1 + np.exp(-np.clip(summed, -60, 60)))
-        loss = float(np.logaddexp(0, summed).sum() - truth @ summed)
-        hessian = (wide * (chance * (1 - chance))[:, None]).T @ wide
-        return _sum((loss, wide.T @ (chance - truth), hessian), _towards(middle, prior, weights))
-
-    return _newton(step, middle)

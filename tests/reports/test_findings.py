@@ -342,7 +342,7 @@ def whole_report(sliced_run: Path) -> dict[str, Any]:
 def test_a_whole_report_is_written_with_its_page(sliced_run: Path, whole_report: dict[str, Any]) -> None:
     assert read_json(sliced_run / "eval" / "test.json") == whole_report and whole_report["format"] == 2
     assert {"slices", "gaps", "robustness", "fusion", "verdicts", "examples", "beside"} <= set(whole_report)
-    page = (sliced_run / "eval" / "test.html").read_text(encoding="utf-8")
+    page = (sliced_run / "report.html").read_text(encoding="utf-8")
     for word in ("head_item", "brand=oak", "typos", "fused", "second", whole_report["verdicts"][0].split(":")[0]):
         assert word in page, word
     assert "://" not in page.replace("http://www.w3.org", "")

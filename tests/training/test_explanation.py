@@ -1,9 +1,8 @@
-"""Effects checked by hand on scores that are sums of words, and by their own theorem on a model."""
+"""Effects checked by hand on scores that are sums of words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,12 @@ from hypothesis import strategies as st
 
 from recft import registry
 from recft.data.spans import spans
+from recft.data.store import Records
 from recft.data.text import words
 from recft.tasks._base import Text
 from recft.training.explanation import (
     Part,
     explain,
-    integrated_gradients,
     items_left_out,
     leave_one_out,
     words_left_out,
@@ -172,50 +171,67 @@ def test_an_empty_history_has_no_parts() -> None:
     assert explain(member, config, bag, ["red"], [0], []) == [[]]
 
 
-@pytest.fixture(params=["tiny_bert", "tiny_llama"])
-def towers(request: pytest.FixtureRequest) -> tuple[Any, Any]:
-    """A tiny model of each kind with mean pooling or the last token, and its tokenizer."""
-    from transformers import AutoModel, AutoTokenizer
-
-    from recft.models.text_model import Serving, TextModel
-
-    folder: Path = request.getfixturevalue(request.param)
-    kind, pooling = ("encoder", "mean") if request.param == "tiny_bert" else ("causal", "last")
-    serving = Serving("retrieval", kind, "embedding", pooling, True, 32)
-    model = TextModel(AutoModel.from_pretrained(folder).eval(), serving)
-    return model, AutoTokenizer.from_pretrained(folder)
-
-
-@pytest.mark.parametrize("text", ["red leather chair", "红色 椅子, usb", "🎒 x", "desk " * 40])
-def test_integrated_gradients_sum_to_the_whole_difference(towers: tuple[Any, Any], text: str) -> None:
-    import torch
-
-    model, tokenizer = towers
-    other = np.random.default_rng(0).normal(size=32).astype(np.float32)
-    parts, rest = integrated_gradients(model, tokenizer, text, other)
-    ids = torch.tensor([model.serving.tokens(tokenizer, [text])[0]["input_ids"]])
-    own = model.base.get_input_embeddings()(ids)
-    # Padding, or the end token where there is none.
-    pad = torch.full_like(
-        ids, {"encoder": tokenizer.pad_token_id, "causal": tokenizer.eos_token_id}[model.serving.kind]
+def rated(history: Sequence[int], stars: Sequence[float], profile: str = "") -> Records:
+    """One record of a user with stars, the second of the data, among another's events."""
+    return Records(
+        keys=["u"],
+        queries=None,
+        users=np.array([1], np.int32),
+        starts=np.array([2]),
+        cuts=np.array([2 + len(history)]),
+        times=None,
+        offsets=np.array([0, 0]),
+        items=np.zeros(0, np.int32),
+        grades=np.zeros(0, np.float32),
+        log_items=np.array([9, 9, *history], np.int32),
+        log_ratings=np.array([1, 1, *stars], np.float32),
+        profiles=["another's", profile] if profile else None,
     )
-    nothing = model.base.get_input_embeddings()(pad)
-    special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))[:, :, None]
-    scores = []
-    for vectors in (own, torch.where(special, own, nothing)):
-        with torch.no_grad():
-            hidden = model.base(inputs_embeds=vectors).last_hidden_state[0]
-        pooled = hidden.mean(dim=0) if model.serving.pooling == "mean" else hidden[-1]
-        scores.append(float(torch.nn.functional.normalize(pooled, dim=0) @ torch.tensor(other)))
-    assert sum(part.effect for part in parts) + rest == pytest.approx(scores[0] - scores[1], abs=2e-3)
-    assert [part.text for part in parts] == [text[start:end] for start, end in spans(text)]
-    # The model is as it was: nothing hangs on it, and no weight has a gradient.
-    assert not model.base.get_input_embeddings()._forward_hooks
-    assert all(weight.grad is None for weight in model.parameters())
 
 
-def test_words_that_were_cut_off_have_no_effect(towers: tuple[Any, Any]) -> None:
-    model, tokenizer = towers
-    parts, _ = integrated_gradients(model, tokenizer, "desk " * 40, np.ones(32, np.float32), steps=4)
-    assert parts[0].effect != 0.0
-    assert parts[-1].effect == 0.0
+def test_the_texts_are_those_whose_score_is_shown() -> None:
+    """A record's stars and its user's profile are in the whole, and with each item its own stars go."""
+    member, config = task("purchase", before="", between=" | ", after="", liked_from=3, history_items=3)
+    items = ["red chair", "oak desk", "lamp", "mug 🎒"]
+    record = rated([0, 1, 0, 2], [5, 1, 2, 4], "红色 fan")
+    read: list[Text] = []
+
+    def encode(texts: Sequence[Text]) -> np.ndarray:
+        read.extend(texts)
+        return np.array([[len(text[0])] for text in texts], np.float32)
+
+    explain(member, config, encode, items, [3], [items[item] for item in [0, 1, 0, 2]], record=record)
+    whole = member.pairs(config, record.with_every(4), np.arange(1), items)[3]
+    assert read[0] == whole == ("红色 fan. lamp (liked); red chair (disliked); oak desk (disliked)", " | mug 🎒")
+    assert [text[0] for text in read[1:4]] == [
+        "红色 fan. lamp (liked); red chair (disliked)",
+        "红色 fan. lamp (liked); oak desk (disliked)",
+        "红色 fan. red chair (disliked); oak desk (disliked)",
+    ]
+    assert read[4][0] == "红色 fan. lamp (liked); red chair (disliked); desk (disliked)"
+
+
+def test_without_a_record_nothing_is_liked_or_disliked() -> None:
+    member, config = task("purchase", liked_from=3)
+    read: list[Text] = []
+
+    def encode(texts: Sequence[Text]) -> np.ndarray:
+        read.extend(texts)
+        return np.zeros((len(texts), 1), np.float32)
+
+    explain(member, config, encode, ["red"], [0], ["oak"])
+    assert read and not any("liked" in text[0] for text in read)
+
+
+def test_a_query_s_record_changes_nothing() -> None:
+    member, config = task("retrieval")
+    record = Records(["k"], ["red oak"], None, None, None, None, np.zeros(2, np.int64), *[np.zeros(0)] * 2)  # type: ignore[arg-type]
+    with_it = explain(member, config, bag, ["red"], [0], "red oak", record=record)
+    assert with_it == explain(member, config, bag, ["red"], [0], "red oak")
+
+
+def test_what_is_read_is_told_by_place_not_by_words() -> None:
+    """The prompt says `oak`, which is an item's text too: the item itself is too old to be read."""
+    member, config = task("next-item", history_items=1, score_by="likelihood", before="lamp and oak: ")
+    (parts,) = explain(member, config, bag, ["oak"], [0], ["oak", "lamp"])
+    assert [(part.text, part.item) for part in parts if part.kind == "item"] == [("lamp", 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recft.errors import ModelError
+from recft.metrics._ranks import ranks_of_pairs
+from recft.metrics.ndcg import MEMBER as NDCG
 from recft.training import fusion
+from recft.training.ascent import ascend
 from recft.training.exam import Exam, System
-from recft.training.fusion import PRIOR_RECORDS, Fusion, fit_fusion
+from recft.training.fusion import Fusion, fit_fusion
 from recft.training.scoring import score
+from recft.training.sum_weights import PRIOR_RECORDS, conditional, logistic, moments
 
 Systems = dict[str, System]
 
@@ -137,24 +142,22 @@ def test_judged_candidates_are_standardised_among_themselves() -> None:
     systems = {f"s{number}": table(own, block) for number, block in enumerate(scores)}
     asked = exam(own, 8, ["ndcg@10"], candidates="judged", how="pairs")
     found = fit_fusion(asked, systems)
-    parts = []
-    for row, one in enumerate(grades):
-        items = [item for item, _ in one]
-        worth = np.array([grade for _, grade in one])
-        features = np.stack([z(block[row, items]) for block in scores], axis=1)
-        parts.append((torch.tensor(features), torch.tensor(worth / worth.sum())))
+    features = [
+        np.stack([z(block[row, [item for item, _ in one]]) for block in scores], axis=1)
+        for row, one in enumerate(grades)
+    ]
+    flat, worth = np.concatenate(features), np.array([grade for one in grades for _, grade in one])
 
-    def unlikely(weights: torch.Tensor) -> torch.Tensor:
-        each: torch.Tensor = torch.stack([worth @ torch.log_softmax(f @ weights, dim=0) for f, worth in parts])
-        return -each.sum()
+    def values(weights: np.ndarray) -> np.ndarray:
+        assert NDCG.ranking is not None
+        return NDCG.ranking(ranks_of_pairs(flat @ weights, worth, own.offsets), 10)
 
-    middle = least(lambda w: unlikely(w.expand(2)) + 5 * ((w - 0.5) ** 2).sum(), np.ones(1))[0]
-    expected = least(lambda w: unlikely(w) + 2.5 * ((w - middle) ** 2).sum(), np.full(2, middle))
-    assert list(found.weights.values()) == pytest.approx(expected, abs=1e-4)
+    weights = np.array(list(found.weights.values()))
+    np.testing.assert_allclose(weights, ascend(values, 2))
+    assert weights[0] > 0.8, "the system that knows the grades has most of the weight"
     fused = found.system(asked, systems)
     assert fused.block is None
-    weights = np.array(list(found.weights.values()))
-    np.testing.assert_allclose(fused.pairs(np.array([1])), parts[1][0].numpy() @ weights)
+    np.testing.assert_allclose(fused.pairs(np.array([1])), features[1] @ weights)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -220,7 +223,7 @@ def test_a_sure_and_wrong_system_does_not_lead_the_fit_astray(seed: int, width: 
     n, size = int(rng.integers(3, 120)), int(rng.integers(1, 4))
     truth = (rng.random(n) < rng.random()).astype(float)
     features = np.clip(rng.normal(size=(n, size)) * width + (truth[:, None] - 0.5) * shift, -13.8, 13.8)
-    found = fusion._logistic(features, truth)
+    found = logistic(features, truth)
     wide = np.c_[features, np.ones(n)]
     pull = np.r_[PRIOR_RECORDS * (found[:-1] - 1 / size), 1e-6 * found[-1]]
     gradient = wide.T @ (1 / (1 + np.exp(-np.clip(wide @ found, -60, 60))) - truth) + pull
@@ -237,9 +240,9 @@ def test_a_ranking_s_fit_ends_where_nothing_pulls(seed: int, shift: float) -> No
         features[target] += shift
         z_scores = (features - features.mean(0)) / features.std(0)
         groups.append((z_scores, np.eye(n_items)[target], rng.random(n_items)))
-    found = fusion._conditional(groups, size)
+    found = conditional(groups, size)
     # The prior's middle is one number, so that only what is common to all weights can be left of the pull.
-    pull = fusion._moments(groups, found)[1] + PRIOR_RECORDS * found
+    pull = moments(groups, found)[1] + PRIOR_RECORDS * found
     assert np.ptp(pull) < 1e-4 * max(1.0, np.abs(pull).max())
     assert np.isfinite(found).all()
 
@@ -427,3 +430,91 @@ def test_a_sample_of_a_catalogue_gives_nearly_the_weights_of_the_whole(monkeypat
     whole = fit_fusion(asked, systems).weights
     for name, weight in whole.items():
         assert few[name] == pytest.approx(weight, abs=0.25 * max(map(abs, whole.values()))), (few, whole)
+
+
+# -- as it is computed ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [lambda: ranking(12, 9, [1.5, 0.5, -0.5]), lambda: classes(12, [1.0, 0.5, 0.0])])
+def test_a_block_is_the_stacked_terms_times_their_weights(make: Callable[[], tuple[Exam, Systems]]) -> None:
+    asked, systems = make()
+    found = fit_fusion(asked, systems)
+    rows = np.array([7, 0, 3, 3])
+    stacked = []
+    for name in found.weights:
+        block = systems[name.removesuffix(":rank")].block
+        assert block is not None
+        scores = block(rows)
+        compute = np.log if asked.task.output == "classes" else log_rank if name.endswith(":rank") else z
+        stacked.append(np.stack([compute(row) for row in scores]))
+    summed = np.stack(stacked, axis=-1) @ np.array(list(found.weights.values()))
+    if asked.task.output == "classes":
+        summed = np.exp(summed) / np.exp(summed).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(fusion._stack(asked, systems, rows), np.stack(stacked, axis=-1), rtol=1e-9)
+    fused = found.system(asked, systems)
+    assert fused.block is not None
+    np.testing.assert_allclose(fused.block(rows), summed, rtol=1e-9)
+
+
+def test_a_block_holds_the_terms_of_one_system_at_a_time() -> None:
+    n_systems, n_records, n_items = 12, 40, 2000
+    asked, systems = ranking(n_records, n_items, [1.0] * n_systems)
+    found = Fusion({name: 1.0 for one in systems for name in (one, f"{one}:rank")}, 0.0, 1)
+    fused = found.system(asked, systems)
+    assert fused.block is not None
+    tracemalloc.start()
+    try:
+        fused.block(np.arange(n_records))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * n_records * n_items * 8, "stacked they are 24 terms of 8 bytes, and as many again"
+
+
+def test_an_order_of_one_candidate_a_record_tells_something() -> None:
+    """Within a record of one candidate every count is the mean."""
+    rng = np.random.default_rng(1)
+    truth = rng.random(200) < 0.5
+    own = records([[(0, float(grade))] for grade in truth])
+    counts = (rng.normal(size=200) + 2 * truth)[:, None] * 50 + 1000
+    systems = {"popularity": table(own, counts, probabilities=False), "model": table(own, np.full((200, 1), 0.5))}
+    asked = exam(own, 1, ["auc", "log_loss"], "labels", how="pairs")
+    found = fit_fusion(asked, systems)
+    scored = score(asked, found.system(asked, systems)).values
+    assert scored["auc"] == pytest.approx(score(asked, systems["popularity"]).values["auc"]) and scored["auc"] > 0.85
+    assert scored["log_loss"] < 0.6
+    assert found.scales == {"popularity": pytest.approx((counts.mean(), counts.std(), counts.min()))}
+
+
+def test_a_scale_is_validation_s_whatever_is_scored() -> None:
+    counts = np.array([[10.0], [20.0], [-np.inf], [30.0], [12.0], [28.0]])
+    own = records([[(0, float(row % 2))] for row in range(6)])
+    asked = exam(own, 1, ["auc"], "labels", how="pairs")
+    systems = {"count": table(own, counts, probabilities=False)}
+    found = fit_fusion(asked, systems)
+    filled = np.where(np.isfinite(counts), counts, 10.0)[:, 0]
+    later = records([[(0, 1.0)], [(0, 0.0)], [(0, 0.0)]])
+    test = exam(later, 1, ["auc"], "labels", how="pairs")
+    others = {"count": table(later, np.array([[100.0], [np.nan], [20.0]]), probabilities=False)}
+    fused = found.system(test, others)
+    expected = (np.array([100.0, 10.0, 20.0]) - filled.mean()) / filled.std() * found.weights["count"] + found.intercept
+    chances = 1 / (1 + np.exp(-expected))
+    np.testing.assert_allclose(fused.pairs(np.arange(3)), chances)
+    # A record by itself as among others.
+    np.testing.assert_allclose(np.concatenate([fused.pairs(np.array([row])) for row in range(3)]), chances)
+
+
+@pytest.mark.parametrize("value", [0.1, -np.inf, 0.0])
+def test_an_order_that_says_nothing_has_no_part_in_yes_and_no(value: float) -> None:
+    asked, systems = pairs(40, [1.0], "labels")
+    with_it = systems | {"silent": table(asked.records, np.full((40, 1), value), probabilities=False)}
+    one, other = fit_fusion(asked, systems), fit_fusion(asked, with_it)
+    assert np.isfinite(list(other.weights.values())).all()
+    changed = table(asked.records, np.full((40, 1), 3.0), probabilities=False)
+    found = [
+        one.system(asked, systems).pairs(np.arange(40)),
+        other.system(asked, with_it).pairs(np.arange(40)),
+        other.system(asked, with_it | {"silent": changed}).pairs(np.arange(40)),
+    ]
+    np.testing.assert_array_equal(found[1], found[2])
+    np.testing.assert_array_equal(np.argsort(found[0]), np.argsort(found[1]))

@@ -103,7 +103,12 @@ def test_an_epoch_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = {tuple(seed): np.random.default_rng(seed).permutation(made[seed[3]].n_examples) for seed in seeds}
     drawn: list[tuple[int, ...]] = []
     generator = np.random.default_rng
-    monkeypatch.setattr(np.random, "default_rng", lambda seed: drawn.append(tuple(seed)) or generator(seed))
+
+    def noted(seed: list[int]) -> np.random.Generator:
+        drawn.append(tuple(seed))
+        return generator(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", noted)
     order = Order(made, 10, 16, seed=4)
     for step in range(16):
         part, rows = order.at(step)
@@ -113,7 +118,9 @@ def test_an_epoch_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert rows.tolist() == expected[4, 0, epoch, number][10 * place : 10 * place + 10].tolist()
         rows[:] = -1
     # Eight steps each: two epochs of the first, four of the second, in turns and yet each drawn once.
-    assert sorted(drawn) == [(4, 0, epoch, number) for epoch, number in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 1), (3, 1)]]
+    assert sorted(drawn) == [
+        (4, 0, epoch, number) for epoch, number in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 1), (3, 1)]
+    ]
 
 
 def test_tasks_of_one_size_are_shuffled_apart() -> None:
