@@ -130,13 +130,13 @@ def test_what_is_served_in_the_parameters_place_is_resumed_too(
 
 
 def carries(run: Path, target: str) -> bool:
-    """Whether this target can carry the run; where it cannot, the refusal names those that can."""
+    """Whether this target can carry the run; where it cannot, the refusal names one that can."""
     try:
         export(run, target, run, onto="dequantized")  # the folder exists: nothing is ever written
     except ExportError as error:
         if "exists already" in str(error):
             return True
-        assert "targets that can carry it: " in str(error)
+        assert "onnx" in str(error)
     return False
 
 
@@ -212,8 +212,8 @@ def test_the_other_tasks(
     run = tuned_and_resumed(recipe, tmp_path)
     report = scored(run, recipe)
     assert report["base"] != report["tuned"]
-    for target in [target for target in ("merged", "adapter") if carries(run, target)][:1]:
-        served(run, target, tmp_path / target)
+    target = next(target for target in ("merged", "adapter", "onnx") if carries(run, target))
+    served(run, target, tmp_path / target)
 
 
 @pytest.mark.parametrize("target", ["merged", "adapter", pytest.param("onnx", marks=pytest.mark.slow)])
