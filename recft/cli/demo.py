@@ -108,7 +108,8 @@ def run(
         *report_sheets(report),
         *certificate_sheets(export),
         ranking(places, title=f"recommended for: {job.query}"),
-        f"curves: {job.run_folder.curves}\nrows:   {job.rows}\nrecipe: {job.recipe}\nmodel:  {job.export_folder}",
+        f"report: {job.run_folder.page}\ncurves: {job.run_folder.curves}\nrows:   {job.rows}",
+        f"recipe: {job.recipe}\nmodel:  {job.export_folder}",
         f"time:   {duration(sum(job.seconds.values()))} ({spent})",
     )
 
