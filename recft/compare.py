@@ -25,6 +25,9 @@ __all__ = ["compare"]
 LISTS = ("top", "top_scores")
 """Columns of predictions that are no scores."""
 
+SLICE = "slice"
+"""What columns of slices begin with."""
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -53,7 +56,7 @@ class _Run:
     def rows(self) -> list[str]:
         """The rows of its table."""
         columns = (column.partition(":") for column in self.frame.columns if ":" in column)
-        return list(dict.fromkeys(row for row, _, kind in columns if kind not in LISTS))
+        return list(dict.fromkeys(row for row, _, kind in columns if row != SLICE and kind not in LISTS))
 
 
 def compare(runs: Sequence[Path | str], split: str = "test") -> dict[str, Any]:

@@ -51,13 +51,15 @@ def test_seeds_are_one_row_and_a_count_of_events_has_no_log_loss(toy_recipe: Toy
 def test_a_figure_of_other_candidates_is_another_row(toy_recipe: ToyRecipe, tmp_path: Path) -> None:
     """A classic row stands once for runs of one protocol, and never for runs of another."""
     for name, wanted in (("all", {}), ("few", {"candidates": "sampled 5"}), ("again", {"records": None})):
-        recipe = toy_recipe(eval={"baselines": ["bm25"], "bootstrap": 100, **wanted}).model_copy(update={"name": name})
+        asked = {"baselines": ["bm25"], "bootstrap": 100, "slices": ["item_popularity"], **wanted}
+        recipe = toy_recipe(eval=asked).model_copy(update={"name": name})
         if name == "again":
             recipe = recipe.model_copy(update={"tune": recipe.tune.model_copy(update={"max_steps": 2})})
         tune(recipe, tmp_path / name)
         evaluate(tmp_path / name)
     found = compare([tmp_path / "all", tmp_path / "few", tmp_path / "again"])
     names = [row["run"] for row in found["rows"]]
+    assert "slice" not in names and not any("slice" in metric for row in found["rows"] for metric in row["scores"])
     assert names.count("bm25") == 1 and "bm25 (few)" in names and "bm25 (again)" not in names
     assert "few (fused) - bm25 (few)" in found["paired"] and "again (fused) - bm25" in found["paired"]
     assert "again - all" in found["paired"] and "few - all" not in found["paired"]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from recft.errors import ModelError
 from recft.metrics._base import Lists
 from recft.registry import load
+from recft.training import exam as exam_module
 from recft.training import scoring
 from recft.training.exam import System, classic_system, corrected, few_records, model_system, places
 from recft.training.scoring import score
@@ -66,7 +67,7 @@ def test_records_are_scored_alike_however_they_fall_into_blocks(monkeypatch: pyt
     own, scores, _ = shop(n_records=17)
     asked = exam(own, 30, ["ndcg@10", "recall@5", "judged@5", "coverage@5"], settings={"mask_history": True})
     whole = score(asked, table(own, scores))
-    monkeypatch.setattr(scoring, "BLOCK_SCORES", 70)
+    monkeypatch.setattr(exam_module, "BLOCK_SCORES", 70)
     parts = score(asked, table(own, scores))
     assert parts.values == pytest.approx(whole.values)
     assert parts.top is not None and whole.top is not None and np.array_equal(parts.top, whole.top)
@@ -218,7 +219,7 @@ def test_pairs_and_blocks_of_a_classic_row_agree(monkeypatch: pytest.MonkeyPatch
     own, scores, _ = shop()
     system = classic_system(exam(own, 30, ["ndcg@10"]), lambda _, rows: scores[rows])
     agree(system, own)
-    monkeypatch.setattr(scoring, "BLOCK_SCORES", 60)
+    monkeypatch.setattr(exam_module, "BLOCK_SCORES", 60)
     agree(system, own)
     assert system.probabilities is False
 
