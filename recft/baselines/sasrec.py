@@ -12,7 +12,8 @@ it fits within minutes on a processor. The same seed each time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -130,6 +131,19 @@ def _start(n_items: int, maker: torch.Generator) -> dict[str, torch.Tensor]:
     return weights
 
 
+@contextlib.contextmanager
+def _one_order() -> Iterator[None]:
+    """Within it gradients of rows that are met again are summed in one order, however many threads there are."""
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 def _train(pieces: _Pieces, n_items: int, epochs: int, dropout: float) -> dict[str, torch.Tensor]:
     """The weights after some passes."""
     import torch
@@ -178,7 +192,7 @@ class Sasrec:
         n_items = len(known.store.item_ids)
         pieces = _Pieces.of(log_of(known, "sasrec"), n_items)
         # Dropout draws from torch's own numbers: they are set here, and put back for whoever draws after.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _one_order():
             torch.manual_seed(0)
             weights = _train(pieces, n_items, settings["epochs"], settings["dropout"])
         return {name: tensor.detach().numpy() for name, tensor in weights.items()}
