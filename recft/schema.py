@@ -17,10 +17,15 @@ __all__ = [
     "LabelSettings",
     "MethodSettings",
     "ModelSettings",
+    "Output",
     "Settings",
     "TaskSettings",
     "TuneSettings",
 ]
+
+Output = Literal["ranking", "labels", "values", "classes", "likelihood"]
+"""What a task's scores are: an order of candidates, a probability of yes for each pair, a number for each pair, a
+probability for each class, or how likely each reply is."""
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from recft import registry
 from recft.errors import RecipeError, problem
 from recft.metrics._tables import Labels, Lists, Ranks, Sorted, Ties, refuse_nan
+from recft.schema import Output
 
 __all__ = [
     "Labels",
@@ -31,9 +31,6 @@ __all__ = [
 ]
 
 PACKAGE = "recft.metrics"
-
-Output = Literal["ranking", "labels", "values", "classes", "likelihood"]
-"""What a task's scores are; all but a ranking are scored pair by pair."""
 
 _WORDS: dict[str, tuple[str, str]] = {
     "ranking": ("rankings", "ranks items"),

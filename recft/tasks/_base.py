@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from recft.registry import Refusal
-from recft.schema import TaskSettings
+from recft.schema import Output, TaskSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,10 +23,6 @@ Text = str | tuple[str, str]
 Head = Literal["embedding", "classifier", "answers", "likelihood"]
 """What a model's output is: a pooled vector, the logits of a new head, the logits of answer tokens, or how likely a
 tail is after its body: (sum of log p over the tail's tokens in nats, number of those tokens)."""
-
-Output = Literal["ranking", "labels", "values", "classes", "likelihood"]
-"""What a task's scores are: an order of candidates, a probability of yes for each pair, a number for each pair, a
-probability for each class, or how likely each reply is."""
 
 Reads = Literal["towers", "pairs", "contexts"]
 """How a model meets a record: context and candidates apart, each candidate together with its context, or the context

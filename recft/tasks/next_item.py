@@ -24,6 +24,7 @@ from pydantic import Field
 from recft.registry import Refusal
 from recft.schema import TaskSettings
 from recft.tasks._base import Batch, Head, Reads, Text
+from recft.tasks._batches import distinct
 from recft.tasks._history import history_text
 from recft.tasks._towers import Column, TowerSettings, contrastive_loss, tower_batch
 
@@ -151,9 +152,9 @@ class NextItem:
         """Each history with the text of one of its targets; arrays: `text`, the place of each example's text, (B,)."""
         bounds = [(int(records.offsets[row]), int(records.offsets[row + 1])) for row in rows]
         targets = [items[records.items[rng.integers(start, stop)]] for start, stop in bounds]
-        pairs = list(zip(self.contexts(config, records, rows, items), targets, strict=True))
-        places = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
-        return Batch(list(places), {"text": np.array([places[pair] for pair in pairs])}, len(rows))  # type: ignore[arg-type]
+        bodies = self.contexts(config, records, rows, items)
+        texts, places = distinct([(str(body), target) for body, target in zip(bodies, targets, strict=True)])
+        return Batch(texts, {"text": places}, len(rows))
 
     def needs_base(self, config: NextItemSettings) -> bool:
         """Whether the loss has an anchor."""

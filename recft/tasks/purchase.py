@@ -16,6 +16,7 @@ from pydantic import Field
 from recft.registry import Refusal
 from recft.schema import TaskSettings
 from recft.tasks._base import Batch, Head, Reads, Text
+from recft.tasks._batches import distinct, drawn, own_pairs
 from recft.tasks._history import history_text
 
 if TYPE_CHECKING:
@@ -94,17 +95,13 @@ class Purchase:
             for row, pairs in zip(rows, chosen, strict=True)
             for pair in pairs
         ]
-        different = list(dict.fromkeys(texts))
-        places = {text: place for place, text in enumerate(different)}
+        different, places = distinct(texts)
         labels = np.concatenate([records.grades[pairs] for pairs in chosen]) > 0
-        arrays = {"text": np.array([places[text] for text in texts]), "label": labels}
+        arrays = {"text": places, "label": labels}
         return Batch(texts=different, arrays=arrays, n_examples=len(rows))
 
     def _drawn(self, config: PurchaseSettings, records: Records, row: int, rng: np.random.Generator) -> np.ndarray:
-        pairs = np.arange(records.offsets[row], records.offsets[row + 1])
-        if config.candidates_per_record is None or len(pairs) <= config.candidates_per_record:
-            return pairs
-        return rng.choice(pairs, config.candidates_per_record, replace=False)
+        return drawn(own_pairs(records, row), config.candidates_per_record, rng)
 
     def _text(self, config: PurchaseSettings, records: Records, row: int, pair: int, items: Sequence[str]) -> Text:
         history = history_text(records, row, items, config.history_items, config.liked_from)
