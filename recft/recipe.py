@@ -7,7 +7,7 @@ reading of the errors mends a recipe.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, cast
 
@@ -92,6 +92,7 @@ class Recipe(Settings):
         else:
             filled["task"] = _member(filled.get("task"), "task", "recft.tasks", mistakes)
         filled["method"] = _member(filled.get("method"), "method", "recft.methods", mistakes)
+        mistakes.extend(_target_mistakes(filled.get("export")))
         try:
             recipe = cls.model_validate(filled)
         except ValidationError as error:
@@ -132,6 +133,12 @@ class Recipe(Settings):
         labels = {} if member.labelled and own == "interactions" else {"labels": LabelSettings()}
         data = self.data.model_copy(update=dict.fromkeys(gone) | labels)
         return self.model_copy(update={"task": task, "tasks": (), "data": data})
+
+    def target_settings(self, target: str) -> Settings:
+        """The settings of an export target."""
+        given = {name.replace("_", "-"): values for name, values in self.export.targets.items()}
+        found: Settings = registry.load("recft.exports", target).Config.model_validate(given.get(target, {}))
+        return found
 
     def facts(self) -> dict[str, object]:
         """The recipe as flat dotted keys: what refusals are matched against."""
@@ -242,6 +249,20 @@ def _member(raw: object, key: str, package: str, mistakes: list[str], place: str
     except ValidationError as error:
         mistakes.extend(_explain(error, config, (place or key,)))
     return placeholder
+
+
+def _target_mistakes(export: object) -> Iterator[str]:
+    """What is wrong with `export.targets`, each entry checked by the target's own `Config`."""
+    targets = export.get("targets") if isinstance(export, dict) else None
+    for name, values in targets.items() if isinstance(targets, dict) else ():
+        place = ("export", "targets", str(name))
+        try:
+            config = registry.load("recft.exports", str(name)).Config
+            config.model_validate(values)
+        except RecipeError as error:
+            yield f"export.targets.{name}: {error}"
+        except ValidationError as error:
+            yield from _explain(error, config, place)
 
 
 def _explain(error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...]) -> list[str]:

@@ -15,6 +15,8 @@ from recft import registry
 from recft.data.store import Records, Store
 from recft.errors import DataError, RecipeError, problem
 from recft.export import DESCRIPTION, ITEMS
+from recft.exports._base import Opening
+from recft.exports._vectors import read_ids
 from recft.models.encoder import Encoder
 from recft.models.text_model import Serving
 from recft.run import Listener, atomic_file, silent
@@ -37,6 +39,7 @@ class _Ranker:
 
     `likelihoods` gives log p of every item after each body, (B, N), as evaluation does it: all items after one and
     the same body, cut so that the longest of them fits. None where the task's rankings are no likelihoods.
+    `search` gives the items nearest to vectors of contexts, where an export holds an index of them.
     """
 
     task: Task
@@ -49,6 +52,7 @@ class _Ranker:
     calibration: Mapping[str, Any] | None
     store: Store | None
     likelihoods: Callable[[Sequence[str], Sequence[str]], np.ndarray] | None = None
+    search: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]] | None = None
 
     def records(self, wanted: Sequence[tuple[str, Any]]) -> Records:
         """The contexts as records: ("query", text), ("history", item ids) or ("user", id)."""
@@ -155,15 +159,26 @@ class _Ranker:
         if reads == "contexts":
             outputs = self.encode(self.task.contexts(self.config, records, rows, self.texts))
             return [_first(row, depth) for row in self._scores(outputs)]
-        listen("stage", {"name": f"reading {len(self.texts):,} items"})
-        catalogue = self.encode(self.task.candidates(self.config, self.texts))
-        found = []
+        nearest = self.search or self._read_items(listen)
+        found: list[tuple[np.ndarray, np.ndarray]] = []
         for start in range(0, len(rows), BLOCK_ROWS):
             part = rows[start : start + BLOCK_ROWS]
-            scores = self.encode(self.task.contexts(self.config, records, part, self.texts)) @ catalogue.T
-            found += [_first(row, depth) for row in scores]
+            vectors = self.encode(self.task.contexts(self.config, records, part, self.texts))
+            lists = zip(*nearest(vectors, depth), strict=True)
+            found += [(items[items >= 0], scores[items >= 0]) for items, scores in lists]
             listen("progress", {"name": "ranking", "done": start + len(part), "total": len(rows), "unit": "lists"})
         return found
+
+    def _read_items(self, listen: Listener) -> Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]:
+        """Exact search over the catalogue, which is read first: `search` where there is no index."""
+        listen("stage", {"name": f"reading {len(self.texts):,} items"})
+        catalogue = self.encode(self.task.candidates(self.config, self.texts))
+
+        def nearest(vectors: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+            lists = [_first(row, depth) for row in vectors @ catalogue.T]
+            return np.array([items for items, _ in lists]), np.array([scores for _, scores in lists])
+
+        return nearest
 
     def _rank_pairs(self, records: Records, row: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """Every item of the catalogue as a candidate of one context."""
@@ -213,10 +228,16 @@ def _first(scores: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
     return order, scores[order]
 
 
-def _open(source: Path, name: str | None = None) -> _Ranker:
+def _open(source: Path, name: str | None = None, items: Path | str | None = None, trust: bool = False) -> _Ranker:
     """A ranker from a run folder or an exported one."""
     if (source / DESCRIPTION).is_file():
-        return _open_export(source, name)
+        return _open_export(source, name, Path(items) if items else None, trust)
+    if items is not None:
+        raise RecipeError(
+            problem(
+                "--items", "beside a run folder", "a run has its own catalogue", "leave --items out, or name an export"
+            )
+        )
     opened = open_run(source)
     check(opened.recipe)
     recipe, store = opened.part(name)
@@ -241,15 +262,15 @@ def _ranks_by_likelihood(task: Task, serving: Serving) -> bool:
     return task.output == "ranking" and serving.head == "likelihood" and hasattr(task, "contexts")
 
 
-def _open_export(folder: Path, name: str | None) -> _Ranker:
+def _open_export(folder: Path, name: str | None, items: Path | None, trust: bool) -> _Ranker:
     description = open_export(folder)
     own = description["task"]["name"]
     if name is not None and name.replace("_", "-") != own:
         raise RecipeError(problem("--task", name, f"this export has {own}", "leave it out, or export that task"))
     task = registry.load("recft.tasks", description["task"]["name"])
     serving = Serving.from_json(description["serving"])
-    engine = registry.load("recft.exports", description["target"]).open(folder, serving)
-    items = pl.read_parquet(folder / ITEMS)
+    engine = registry.load("recft.exports", description["target"]).open(folder, Opening(serving, trust=trust))
+    catalogue = _catalogue(folder, items)
 
     def likelihoods(bodies: Sequence[str], tails: Sequence[str]) -> np.ndarray:
         longest = max(tails, key=lambda tail: len(engine.tokenizer(tail, verbose=False)["input_ids"]))
@@ -260,15 +281,43 @@ def _open_export(folder: Path, name: str | None) -> _Ranker:
     return _Ranker(
         task,
         task.Config.model_validate(description["task"]),
-        items["id"].to_list(),
-        items["text"].to_list(),
-        items["title"].to_list(),
+        catalogue["id"].to_list(),
+        catalogue["text"].to_list(),
+        catalogue["title"].to_list(),
         lambda texts: engine.encode(serving.cut(engine.tokenizer, texts)),
         description["table"],
         serving.calibration,
         None,
         likelihoods if _ranks_by_likelihood(task, serving) else None,
+        # Of other items than the export's the index knows nothing: they are read.
+        engine.search if engine.search and read_ids(folder)["id"].equals(catalogue["id"]) else None,
     )
+
+
+def _catalogue(folder: Path, items: Path | None) -> pl.DataFrame:
+    """The items to rank: those of the export, or of a table of people's own."""
+    if items is None and not (folder / ITEMS).is_file():
+        raise DataError(
+            problem(
+                str(folder),
+                "was exported without its catalogue",
+                "a list is ranked from items",
+                "give --items, such as RUN/data/items.parquet: columns id, text and title",
+            )
+        )
+    found = _read(items or folder / ITEMS, "--items")
+    missing = [column for column in ("id", "text") if column not in found.columns]
+    if missing:
+        raise DataError(
+            problem(
+                str(items),
+                f"has the columns {', '.join(found.columns)}",
+                "id, text and, to be shown, title",
+                "rename the columns",
+            )
+        )
+    titles = found["title"] if "title" in found.columns else found["text"]
+    return pl.DataFrame({"id": found["id"].cast(pl.String), "text": found["text"], "title": titles})
 
 
 def recommend(
@@ -279,6 +328,8 @@ def recommend(
     top: int = 10,
     task: str | None = None,
     explain: int = 0,
+    items: Path | str | None = None,
+    trust: bool = False,
     listen: Listener = silent,
 ) -> list[dict[str, Any]]:
     """The ranked list for one query, history or user: rank, item, score, title, and why, where asked for.
@@ -292,6 +343,8 @@ def recommend(
         task: which task of the run ranks, where it has several.
         explain: the first so many places carry `explanation`: how much each word and each history item moves the
             score, in reading order.
+        items: of an export without a catalogue, a table of it: id, text, title.
+        trust: whether model code that lies in the export may be run.
         listen: hears of stages.
 
     Raises:
@@ -305,15 +358,15 @@ def recommend(
         raise RecipeError(
             problem("recommend", f"{len(given)} of query, history and user are given", "exactly one", "give one")
         )
-    ranker = _open(Path(source), task)
-    items, scores = ranker.rank(given, top, listen)[0]
+    ranker = _open(Path(source), task, items, trust)
+    found, scores = ranker.rank(given, top, listen)[0]
     places: list[dict[str, Any]] = [
         {"rank": place, "item": ranker.ids[item], "score": float(score), "title": ranker.titles[item]}
-        for place, (item, score) in enumerate(zip(items, scores, strict=True), start=1)
+        for place, (item, score) in enumerate(zip(found, scores, strict=True), start=1)
     ]
     if explain:
         listen("stage", {"name": f"leaving out one part at a time, for {min(explain, len(places))} places"})
-        reasons = ranker.explain(*given[0], items[:explain].tolist())
+        reasons = ranker.explain(*given[0], found[:explain].tolist())
         places[:explain] = [place | {"explanation": reason} for place, reason in zip(places, reasons, strict=False)]
     return places
 
@@ -324,6 +377,8 @@ def recommend_file(
     out: Path | str,
     top: int = 10,
     task: str | None = None,
+    items: Path | str | None = None,
+    trust: bool = False,
     listen: Listener = silent,
 ) -> dict[str, Any]:
     """Ranks for every row of a table and writes the lists; how many rows, and where, comes back.
@@ -334,13 +389,15 @@ def recommend_file(
         out: Parquet with the table's column and lists `items` and `scores`.
         top: how many places.
         task: which task of the run ranks, where it has several.
+        items: of an export without a catalogue, a table of it: id, text, title.
+        trust: whether model code that lies in the export may be run.
         listen: hears of stages and progress.
 
     Raises:
         DataError: the table cannot be read or has none of the columns.
     """
     table, out = Path(table), Path(out)
-    frame = _read(table)
+    frame = _read(table, "--input")
     kind = next((name for name in ("query", "history", "user") if name in frame.columns), None)
     if kind is None:
         raise DataError(
@@ -358,7 +415,7 @@ def recommend_file(
             problem(f"{table}: row {empty}", f"an empty {kind}", "every row has one", "fill or remove the row")
         )
     wanted = [(kind, [part.strip() for part in value.split(",")] if kind == "history" else value) for value in values]
-    ranker = _open(Path(source), task)
+    ranker = _open(Path(source), task, items, trust)
     found = ranker.rank(wanted, top, listen)
     with atomic_file(out) as draft:
         pl.DataFrame(
@@ -371,7 +428,7 @@ def recommend_file(
     return {"rows": len(found), "out": str(out), "top": top}
 
 
-def _read(table: Path) -> pl.DataFrame:
+def _read(table: Path, option: str) -> pl.DataFrame:
     readers: dict[str, Callable[[Path], pl.DataFrame]] = {
         ".csv": partial(pl.read_csv, infer_schema=False),
         ".tsv": partial(pl.read_csv, infer_schema=False, separator="\t"),
@@ -379,10 +436,10 @@ def _read(table: Path) -> pl.DataFrame:
         ".parquet": pl.read_parquet,
     }
     if table.suffix not in readers:
-        raise DataError(problem("--input", f"'{table}'", f"a file ending in {', '.join(readers)}", "convert it"))
+        raise DataError(problem(option, f"'{table}'", f"a file ending in {', '.join(readers)}", "convert it"))
     try:
         return readers[table.suffix](table)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(
-            problem("--input", f"'{table}' cannot be read ({error})", "a table with a header", "check the file")
+            problem(option, f"'{table}' cannot be read ({error})", "a table with a header", "check the file")
         ) from error

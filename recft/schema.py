@@ -6,7 +6,7 @@ Settings of a task or a method belong to the member's own file (its `Config`), w
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -346,11 +346,32 @@ class Tolerances(Settings):
     score: Annotated[float, Field(gt=0)] = 1e-4
     top_k_agreement: Annotated[float, Field(ge=0, le=1)] = 0.99
     metric: Annotated[float, Field(gt=0)] = 1e-3
+    effect: Annotated[float, Field(gt=0)] = Field(
+        default=0.01, description="in 16 bits: KL, as a share of what the adapter itself changes"
+    )
+    quantized_metric: Annotated[float, Field(gt=0)] = Field(
+        default=1e-2, description="in 8 or 4 bits, in place of metric; scores and KL are told, not judged"
+    )
+    distilled: Annotated[float, Field(gt=0)] = Field(
+        default=0.1, description="of distil: KL, as a share of what the adapter itself changes"
+    )
+    recall: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.95, description="of index: recall@100 of the approximate search against the exact one"
+    )
 
 
 class ExportSettings(Settings):
     """How an export is certified and written."""
 
     tolerances: Tolerances = Tolerances()
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    rows: Positive = Field(default=500, description="held-out inputs that are compared and travel with the export")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "nf4", "fp4"] = Field(
+        default="auto", description="of the weights that are written; auto: the target's own"
+    )
+    rows: Annotated[int, Field(ge=1, le=500)] = Field(
+        default=500, description="held-out inputs that are compared and travel with the export"
+    )
+    licence: str | None = Field(default=None, description="of your data, for the model card")
+    trust_remote_code: bool = Field(default=False, description="of code: run the model code that the export holds")
+    targets: dict[str, dict[str, Any]] = Field(
+        default={}, description="{index: {…}}: settings of a target; `recft exports` names them"
+    )

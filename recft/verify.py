@@ -8,25 +8,44 @@ from typing import Any
 from recft import registry
 from recft.errors import ExportError, problem
 from recft.export import DESCRIPTION, ROWS
-from recft.exports._certificate import Rows, certify
-from recft.models.text_model import Serving
+from recft.exports._base import Opening
+from recft.exports._rows import Rows
+from recft.models.encoder import Encoder
+from recft.models.text_model import remembering
 from recft.run import Listener, hash_file, read_json, silent
-from recft.schema import Tolerances
+from recft.training.certifying import Asked, certify
+from recft.training.held_out import held_out, rows_of
+from recft.training.opened import exam_of, open_run
+from recft.training.reference import reference
 
 __all__ = ["open_export", "verify"]
 
+NEEDED = ("target", "task", "serving", "files", "certificate")
+"""What every description holds."""
 
-def open_export(folder: Path) -> dict[str, Any]:
-    """What `recft-export.json` holds, after every file was found as it was written.
+HARMLESS = (".md", ".rst", ".html", ".pdf", ".png", ".jpg", ".svg", ".csv", ".log")
+"""Files of these endings no engine reads; what is added with another may be code, a pickle, weights or settings."""
+
+
+def open_export(folder: Path, listen: Listener = silent) -> dict[str, Any]:
+    """What `recft-export.json` holds, after every file was found as it was written, and none beside them.
+
+    An added file that no engine reads is told; hidden folders (a clone's `.git`, a download's `.cache`) are passed
+    over, as engines pass over them.
 
     Raises:
-        ExportError: the folder is no export, or a file is missing or changed.
+        ExportError: the folder is no export, a file is missing or changed, or one was added that an engine may read.
     """
     if not (folder / DESCRIPTION).is_file():
         raise ExportError(
             problem(str(folder), f"holds no {DESCRIPTION}", "a folder made by `recft export`", "check the path")
         )
     description: dict[str, Any] = read_json(folder / DESCRIPTION)
+    missing = [key for key in NEEDED if key not in description] if isinstance(description, dict) else list(NEEDED)
+    if missing:
+        raise ExportError(
+            problem(str(folder / DESCRIPTION), f"says nothing of '{missing[0]}'", "as recft wrote it", "export again")
+        )
     for name, expected in description["files"].items():
         file = folder / name
         found = hash_file(file) if file.is_file() else "missing"
@@ -39,36 +58,126 @@ def open_export(folder: Path) -> dict[str, Any]:
                     "export again",
                 )
             )
+    _check_added(folder, description, listen)
     return description
 
 
-def verify(folder: Path | str, listen: Listener = silent) -> dict[str, Any]:
-    """The certificate of an exported folder, computed anew.
+def _check_added(folder: Path, description: dict[str, Any], listen: Listener) -> None:
+    """Nothing, where no file was added that an engine may read.
 
     Raises:
-        ExportError: a file has changed, or the engine no longer scores as the tuned model did.
+        ExportError: one was.
+    """
+    known = {*description["files"], DESCRIPTION}
+    names = (file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file() or file.is_symlink())
+    added = [name for name in names if name.as_posix() not in known and not any(p.startswith(".") for p in name.parts)]
+    read = [name for name in added if name.suffix.lower() not in HARMLESS]
+    if read:
+        raise ExportError(
+            problem(
+                str(folder / read[0]),
+                "is no file of the export" + (f", nor are {len(read) - 1} others" if len(read) > 1 else ""),
+                f"an engine may read it, and {DESCRIPTION} has no SHA-256 of it",
+                "remove it, or export again",
+            )
+        )
+    for name in added:
+        listen("warning", {"text": f"{folder / name} is no file of the export; no engine reads it"})
+
+
+def verify(
+    folder: Path | str, run: Path | str | None = None, trust: bool = False, listen: Listener = silent
+) -> dict[str, Any]:
+    """What `recft-export.json` holds, with the certificate computed anew.
+
+    Args:
+        folder: an exported one.
+        run: the run it was made of, for an export without rows of its own.
+        trust: whether model code that lies in the folder may be run.
+        listen: hears of stages.
+
+    Raises:
+        ExportError: a file has changed, there are no rows, or the engine no longer scores as the tuned model did.
     """
     folder = Path(folder)
     listen("stage", {"name": "checking files"})
-    description = open_export(folder)
-    serving = Serving.from_json(description["serving"])
+    description = open_export(folder, listen)
     old = description["certificate"]
-    listen("stage", {"name": f"scoring in {old['engine']}"})
-    engine = registry.load("recft.exports", description["target"]).open(folder, serving)
-    rows = Rows.read(folder / ROWS)
-    found = certify(
-        engine, rows, serving, engine.tokenizer, Tolerances.model_validate(old["tolerances"]), old["effect_kl"]
-    )
+    if "asked" not in old:
+        raise ExportError(
+            problem(
+                str(folder / DESCRIPTION),
+                "its certificate does not say what was asked",
+                "an export of this version of recft",
+                "export again",
+            )
+        )
+    asked = Asked.from_json(old["asked"])
+    rows = _rows(folder, description, asked, None if run is None else Path(run), listen)
+    listen("stage", {"name": f"scoring in {old.get('engine', 'its engine')}"})
+    opening = Opening(asked.serving, trust, asked.tolerances)
+    found = certify(registry.load("recft.exports", description["target"]).open(folder, opening), rows, asked)
     if found["wrong"]:
         raise ExportError(
             problem(
                 str(folder),
                 f"the certificate fails: {'; '.join(found['wrong'])}",
                 "an export scores as the tuned model does",
-                f"serve it with {old['engine']} {old['version']}, or export again",
+                f"serve it with {old.get('engine')} {old.get('version')}, or export again",
             )
             + "\n"
             + "\n".join(found["worst_rows"])
         )
-    found |= {"tolerances": old["tolerances"], "at_export": {"engine": old["engine"], "version": old["version"]}}
+    kept = {key: old[key] for key in ("split", "k_bit", "asked") if key in old}
+    found |= kept | {"at_export": {key: old.get(key) for key in ("engine", "version", "latency")}}
     return {**description, "certificate": found}
+
+
+def _rows(folder: Path, description: dict[str, Any], asked: Asked, run: Path | None, listen: Listener) -> Rows:
+    """The rows that travel with the export, or those of its run.
+
+    Raises:
+        ExportError: there are neither, or the run is another.
+    """
+    if ROWS in description["files"]:
+        return Rows.read(folder / ROWS)
+    if run is None:
+        source = description.get("source_run", "RUN")
+        raise ExportError(
+            problem(
+                str(folder),
+                "was exported without rows",
+                "an artefact is compared with the tuned model on held-out rows",
+                f"give the run that it was made of: --run {source}",
+            )
+        )
+    listen("stage", {"name": "scoring held-out rows with the tuned model"})
+    opened = open_run(run)
+    recipe, store = opened.part(asked.task.name)
+    _check_source(run, "data", description.get("data"), store.card["data_sha256"])
+    weights = opened.folder.adapter / "adapter_model.safetensors"
+    _check_source(
+        run, "adapter", description.get("adapter_sha256"), hash_file(weights) if weights.is_file() else "missing"
+    )
+    split = description["certificate"].get("split", "test")
+    exam = held_out(exam_of(recipe, store, split, asked.metrics), recipe.export.rows)
+    tuned = reference(recipe, opened.folder, description["onto"]["weights"])
+    encode = remembering(Encoder(tuned.model, tuned.tokenizer))
+    return rows_of(exam, encode, asked.serving, tuned.tokenizer)
+
+
+def _check_source(run: Path, what: str, expected: object, found: object) -> None:
+    """Nothing, where the run is the one that was exported.
+
+    Raises:
+        ExportError: it is another.
+    """
+    if found != expected:
+        raise ExportError(
+            problem(
+                f"--run {run}",
+                f"its {what} is not the export's: SHA-256 {str(found)[:12]}",
+                f"SHA-256 {str(expected)[:12]}, as exported",
+                "name the run that it was made of, or export again",
+            )
+        )

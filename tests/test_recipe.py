@@ -135,6 +135,8 @@ def test_the_readme_s_reference_has_every_key_and_no_other() -> None:
     ]
     for family, member in members:
         expected |= {f"{family}.{key}" for key in keys(member.Config) if key != "name"}
+    for name in registry.names("recft.exports"):
+        expected |= {f"export.targets.{name}.{key}" for key in keys(registry.load("recft.exports", name).Config)}
     rows = [line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     assert {row.split("`")[1] for row in rows if " | " in row and "." in row.split("`")[1]} | {
         "name",

@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Force", "JsonFile", "Overrides", "Quiet", "RecipeFile", "RunFolderPath", "Split", "TaskName"]
+__all__ = [
+    "ExportOverrides",
+    "Force",
+    "JsonFile",
+    "Overrides",
+    "Quiet",
+    "RecipeFile",
+    "RunFolderPath",
+    "Split",
+    "TaskName",
+    "Trust",
+]
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages; errors and results stay.")]
 JsonFile = Annotated[
@@ -20,6 +31,16 @@ JsonFile = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Lay a value over the recipe: a dotted key and YAML. Repeatable."),
+]
+ExportOverrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Lay a value over the run's recipe: export.dtype=bfloat16. Repeatable."
+    ),
+]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run model code that lies in the export (target code)."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace what the folder holds.")]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]

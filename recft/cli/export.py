@@ -10,10 +10,11 @@ import typer
 
 from recft import registry
 from recft.cli._base import Command
-from recft.cli._options import Force, JsonFile, Quiet, RunFolderPath, TaskName
+from recft.cli._options import ExportOverrides, Force, JsonFile, Quiet, RunFolderPath, TaskName
 from recft.cli._progress import listening
 from recft.cli._shell import deliver
-from recft.reports.tables import Sheet, certificate
+from recft.reports.certificates import certificate
+from recft.reports.sheets import Sheet
 
 __all__ = ["MEMBER", "certificate_sheets"]
 
@@ -56,6 +57,15 @@ def run(
         ),
     ] = Onto.auto,
     task: TaskName = None,
+    rows: Annotated[
+        bool,
+        typer.Option(
+            "--rows/--no-rows",
+            help="Whether held-out rows and the catalogue travel along; without them `verify` wants --run, "
+            "`recommend` --items.",
+        ),
+    ] = True,
+    overrides: ExportOverrides = None,
     force: Force = False,
     quiet: Quiet = False,
     json: JsonFile = None,
@@ -64,7 +74,17 @@ def run(
     import recft
 
     with listening(quiet) as listen:
-        written = recft.export(folder, to=to, out=out, onto=onto.value, force=force, task=task, listen=listen)
+        written = recft.export(
+            folder,
+            to=to,
+            out=out,
+            onto=onto.value,
+            force=force,
+            task=task,
+            rows=rows,
+            overrides=overrides or (),
+            listen=listen,
+        )
     deliver(written, json, *certificate_sheets(written), f"export: {out}")
 
 

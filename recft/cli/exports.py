@@ -12,22 +12,36 @@ __all__ = ["MEMBER"]
 
 
 def run(_quiet: Quiet = False, json: JsonFile = None) -> None:
-    """List the export targets."""
+    """List the export targets, their dtypes and settings."""
     members = {name: registry.load("recft.exports", name) for name in registry.names("recft.exports")}
     found = {
-        name: {"summary": target.summary, "needs": list(target.needs), "extra": target.extra}
+        name: {
+            "summary": target.summary,
+            "needs": list(target.needs),
+            "extra": target.extra,
+            "dtypes": list(target.dtypes),
+            "settings": {
+                f"export.targets.{name}.{key}": field.description or ""
+                for key, field in target.Config.model_fields.items()
+            },
+        }
         for name, target in members.items()
     }
     sheet = Sheet(
-        columns=("target", "", "needs", "install"),
+        columns=("target", "", "export.dtype", "install"),
         rows=[
             (
                 name,
                 target["summary"],
-                ", ".join(target["needs"]) or "-",
+                " ".join(target["dtypes"]),
                 f'pip install "recft[{target["extra"]}]"' if target["extra"] else "-",
             )
             for name, target in found.items()
+        ],
+        notes=[
+            f"{key}: {words}" if words else key
+            for target in found.values()
+            for key, words in target["settings"].items()
         ],
         left=4,
     )

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from recft.cli._base import Command
-from recft.cli._options import JsonFile, Quiet, TaskName
+from recft.cli._options import JsonFile, Quiet, TaskName, Trust
 from recft.cli._progress import listening
 from recft.cli._shell import deliver
 from recft.reports.reasons import reasons
@@ -40,6 +40,11 @@ def run(
     explain: Annotated[
         bool, typer.Option("--explain", help="Show what moves the first three scores most: words and history items.")
     ] = False,
+    items: Annotated[
+        Path | None,
+        typer.Option("--items", metavar="FILE", help="The catalogue, of an export without one: id, text and title."),
+    ] = None,
+    trust: Trust = False,
     quiet: Quiet = False,
     json: JsonFile = None,
 ) -> None:
@@ -53,22 +58,26 @@ def run(
         from recft.recommend import recommend_file
 
         with listening(quiet) as listen:
-            summary = recommend_file(source, input_file, out, top=top, task=task, listen=listen)
+            summary = recommend_file(
+                source, input_file, out, top=top, task=task, items=items, trust=trust, listen=listen
+            )
         deliver(summary, json, f"{summary['rows']:,} lists: {out}")
         return
-    items = [part.strip() for part in history.split(",") if part.strip()] if history is not None else None
+    bought = [part.strip() for part in history.split(",") if part.strip()] if history is not None else None
     with listening(quiet) as listen:
         places = recft.recommend(
             source,
             query=query,
-            history=items,
+            history=bought,
             user=user,
             top=top,
             task=task,
             explain=EXPLAINED if explain else 0,
+            items=items,
+            trust=trust,
             listen=listen,
         )
-    asked = query if query is not None else user if user is not None else ", ".join(items or [])
+    asked = query if query is not None else user if user is not None else ", ".join(bought or [])
     deliver(places, json, ranking(places, title=f"for: {asked}"), *reasons(places))
 
 

@@ -15,14 +15,13 @@ from recft.errors import ExportError, problem
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from recft.models.text_model import Serving
     from recft.models.tokens import Text
 
-__all__ = ["batched", "numbers", "open_tokenizer", "require", "save_model", "save_tokenizer", "tokens", "unreadable"]
+__all__ = ["batched", "numbers", "open_tokenizer", "require", "save_tokenizer", "tokens", "unreadable"]
 
 ROWS = 32
 """Texts a batch."""
@@ -44,16 +43,6 @@ def require(modules: Sequence[str], extra: str) -> None:
                     "export", f"'{module}' is not installed", "this target needs it", f"pip install 'recft[{extra}]'"
                 )
             )
-
-
-def save_model(model: PreTrainedModel, dtype: torch.dtype, folder: Path) -> None:
-    """Writes the weights as safetensors, and the configuration."""
-    from torch import nn
-
-    from recft.models.base import quiet
-
-    with quiet():
-        nn.Module.to(model, dtype=dtype).save_pretrained(folder)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, serving: Serving, folder: Path) -> None:

@@ -1,9 +1,11 @@
 """The adapter alone, in PEFT's own layout, served over the base it was tuned on.
 
-`adapter_config.json` and `adapter_model.safetensors` are the run's, with the trained head beside the adapter as PEFT
-keeps one (`modules_to_save`), so that stock PEFT computes the whole model. An adapter that is a plain LoRA in another
-form (AdaLoRA, rsLoRA) lies once more in `plain-lora/`, for engines that read nothing else. `base.json` says how the
-base was loaded: an adapter over an nf4 base belongs to those nf4 weights.
+`adapter_config.json` and `adapter_model.safetensors` are the exact plain LoRA wherever there is one: AdaLoRA's
+B·diag(E)·A with its pruned ranks filled up by zeros, rsLoRA's scale as an alpha of r·s. Engines that put a LoRA on a
+running base (vLLM, SGLang) read one rank and one scale and nothing else. DoRA and prefixes are none and stay what they
+are, which PEFT reads. The trained head lies beside the adapter as PEFT keeps one (`modules_to_save`), so that stock
+PEFT computes the whole model. `base.json` says how the base was loaded: an adapter over an nf4 base belongs to those
+nf4 weights.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recft.errors import ExportError, problem
-from recft.exports._base import Engine, Source
+from recft.exports._base import Engine, NoSettings, Opening, Serve, Source
 from recft.exports._engine import (
     ROWS,
     ROWS_OF_LOGITS,
@@ -26,6 +28,7 @@ from recft.exports._engine import (
     tokens,
     unreadable,
 )
+from recft.exports._lora_servers import in_peft, in_vllm
 from recft.registry import Refusal
 from recft.run import read_json, write_json
 from recft.schema import ModelSettings
@@ -35,7 +38,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from recft.models.text_model import Serving
     from recft.models.tokens import Text
 
 __all__ = ["MEMBER"]
@@ -48,10 +50,12 @@ SAVED_PREFIX = "base_model.model."
 class Adapter:
     """The target."""
 
+    Config = NoSettings
     summary = "the adapter in PEFT's layout, served over its base"
     needs: tuple[str, ...] = ()
     extra: str | None = None
     carries_base: bool = False
+    dtypes: tuple[str, ...] = ("float32",)
     refusals: tuple[Refusal, ...] = (
         Refusal(
             when={"method.name": "bottleneck"},
@@ -72,10 +76,10 @@ class Adapter:
     )
 
     def write(self, source: Source, folder: Path) -> None:
-        """Writes the adapter's two files, `plain-lora/` where there is one, `base.json` and the tokenizer's files."""
+        """Writes the adapter's two files, `base.json` and the tokenizer's files."""
         from recft.models.base import compute_dtype, device_of, resolve
 
-        serving = source.reference.serving
+        serving = source.serving
         heads, head_tensors = _head(source) if serving.carrier == "classifier" else ([], {})
         based: dict[str, Any] = {
             "base_model_name_or_path": resolve(source.model.base),
@@ -83,10 +87,10 @@ class Adapter:
         }
         if heads:
             based |= {"modules_to_save": heads, "task_type": "SEQ_CLS"}
-        _write_adapter(source.adapter_config, {**source.adapter_tensors, **head_tensors}, based, folder)
-        plain = source.plain_lora() if source.plain_lora else None
-        if plain and _form(plain[0]) != _form(source.adapter_config):
-            _write_adapter(plain[0], {**plain[1], **head_tensors}, based, folder / "plain-lora")
+        config, tensors = source.plain_lora or (source.adapter_config, source.adapter_tensors)
+        if (alpha := config.get("lora_alpha")) is not None and alpha == int(alpha):
+            based["lora_alpha"] = int(alpha)  # as PEFT writes it; of rsLoRA it may be no whole number
+        _write_adapter(config, {**tensors, **head_tensors}, based, folder)
         settings = source.model
         if settings.compute_dtype == "auto":
             # Quantizing rounds to this dtype first: what `auto` meant here must hold on any machine.
@@ -95,22 +99,20 @@ class Adapter:
         write_json(folder / "base.json", settings.model_dump(mode="json"))
         save_tokenizer(source.tokenizer, serving, folder)
 
-    def open(self, folder: Path, serving: Serving) -> Engine:
+    def open(self, folder: Path, how: Opening) -> Engine:
         """PEFT's model over the base: a k-bit one as it was trained, any other in float32."""
         import peft
 
         from recft.models.base import device_of, load_base, quiet
 
         settings = ModelSettings.model_validate(read_json(folder / "base.json"))
-        tokenizer = open_tokenizer(folder)
+        serving, tokenizer = how.serving, open_tokenizer(folder)
         dtype = _dtype(settings)
         base = load_base(settings, serving.carrier, device_of(), dtype, n_labels=serving.n_outputs).model
         try:
             with quiet(), warnings.catch_warnings():
                 # PEFT asks transformers under a name that transformers is about to drop: nothing a user can mend.
                 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-                # PEFT's AdaLoRA reads its rank pattern by itself, after the check that misses it.
-                warnings.filterwarnings("ignore", message="The following rank_pattern keys did not match")
                 model = peft.PeftModel.from_pretrained(base, folder).eval()
         except (OSError, ValueError, RuntimeError) as error:
             raise unreadable(folder, error) from error
@@ -126,13 +128,16 @@ class Adapter:
         rows = ROWS_OF_LOGITS if serving.head in ("answers", "likelihood") else ROWS
         return Engine("PEFT", peft.__version__, batched(compute, rows), tokenizer, str(dtype).removeprefix("torch."))
 
+    def serve(self, description: Mapping[str, Any]) -> list[Serve]:
+        """In PEFT, and in vLLM where that takes the adapter; known before anything is written."""
+        return [in_peft(description), in_vllm(description)]
+
 
 def _write_adapter(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], based: Mapping[str, Any], folder: Path
 ) -> None:
     from safetensors.torch import save_file
 
-    folder.mkdir(exist_ok=True)
     write_json(folder / "adapter_config.json", {**config, **based, "inference_mode": True})
     save_file(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
@@ -147,7 +152,7 @@ def _head(source: Source) -> tuple[list[str], dict[str, Tensor]]:
     The head is what stands outside the base's body, and what the run saved of the body itself: a base published
     without a pooler gets a new one.
     """
-    model = source.reference.base
+    model = source.tuned().base
     heads = [
         name
         for name, module in model.named_children()
@@ -163,10 +168,6 @@ def _head(source: Source) -> tuple[list[str], dict[str, Tensor]]:
         for name, tensor in model.get_submodule(head).state_dict().items()
     }
     return heads, state
-
-
-def _form(config: Mapping[str, Any]) -> tuple[Any, ...]:
-    return config["peft_type"], config.get("use_rslora", False)
 
 
 def _dtype(settings: ModelSettings) -> torch.dtype:
@@ -207,10 +208,7 @@ def _check_all_taken(model: Any, folder: Path) -> None:
 
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         written = set(file.keys())
-    with warnings.catch_warnings():
-        # A layer whose directions AdaLoRA has all switched off is saved with none, not cut short.
-        warnings.filterwarnings("ignore", message=r".* LoRA tensor\(s\) have invalid shape")
-        taken = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    taken = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     different = sorted(written ^ taken)
     if different:
         raise ExportError(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recft.errors import ExportError, problem
-from recft.exports._base import Engine, Source
+from recft.exports._base import Engine, NoSettings, Opening, Serve, Source
 from recft.exports._engine import batched, open_tokenizer, require, save_tokenizer, tokens, unreadable
 from recft.registry import Refusal
 from recft.run import write_json
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from recft.models.text_model import Serving, TextModel
+    from recft.models.text_model import TextModel
     from recft.models.tokens import Text
 
 __all__ = ["MEMBER"]
@@ -40,10 +40,12 @@ MODEL = "model.onnx"
 class Onnx:
     """The target."""
 
+    Config = NoSettings
     summary = "one graph for ONNX Runtime, prefix and bottleneck inside"
     needs: tuple[str, ...] = ()
     extra: str | None = "onnx"
     carries_base: bool = True
+    dtypes: tuple[str, ...] = ("float32",)
     refusals: tuple[Refusal, ...] = ()
 
     def write(self, source: Source, folder: Path) -> None:
@@ -56,8 +58,8 @@ class Onnx:
         require(("onnx", "onnxscript"), "onnx")
         from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-        serving = source.reference.serving
-        model = TextModel(source.merged(), serving) if source.merged else source.reference
+        serving = source.serving
+        model = TextModel(source.merge.load(), serving) if source.merge else source.tuned()
         model = model.float().eval()
         inputs = _example(model, source)
         n_bytes = sum(tensor.numel() * 4 for tensor in model.parameters())
@@ -81,12 +83,12 @@ class Onnx:
         write_json(folder / "graph.json", description)
         save_tokenizer(source.tokenizer, serving, folder)
 
-    def open(self, folder: Path, serving: Serving) -> Engine:
+    def open(self, folder: Path, how: Opening) -> Engine:
         """The graph in ONNX Runtime, on the CPU."""
         require(("onnxruntime",), "onnx")
         import onnxruntime
 
-        tokenizer = open_tokenizer(folder)
+        serving, tokenizer = how.serving, open_tokenizer(folder)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         try:
@@ -103,6 +105,10 @@ class Onnx:
             return answer
 
         return Engine("ONNX Runtime", onnxruntime.__version__, batched(compute), tokenizer, "float32")
+
+    def serve(self, description: Mapping[str, Any]) -> list[Serve]:  # noqa: ARG002
+        """In ONNX Runtime."""
+        return [Serve("ONNX Runtime", 'InferenceSession("FOLDER/model.onnx")', "python")]
 
 
 def _engine_errors() -> tuple[type[Exception], ...]:

@@ -19,6 +19,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "si
 class Bottleneck(nn.Module):
     """x (..., in) → s·(W_up·σ(W_down·x + b) + b) (..., out), in float32."""
 
+    reads: str | None = None
+    """The layer whose input it reads, where it stands beside a feed-forward part."""
+
     def __init__(
         self,
         sizes: tuple[int, int, int],
@@ -56,6 +59,7 @@ def sit(model: PreTrainedModel, adapter: Bottleneck, after: str, reads: str | No
     weight = next(layer.parameters())
     adapter.to(weight.device)
     adapter.train(model.training)
+    adapter.reads = reads
     layer.add_module("bottleneck", adapter)
     if reads is None:
         layer.register_forward_hook(_behind)

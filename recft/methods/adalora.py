@@ -119,13 +119,22 @@ class AdaLora:
         names = narrow(linear_names(model, config.layers), config.targets)
         return sum(config.first_rank * (sum(linear_shape(model, name)) + 1) for name in names)
 
-    def merge(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str, weight: Tensor) -> Tensor:
-        """W + s·B·diag(E)·A."""
+    def merge(
+        self,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        name: str,
+        weight: Tensor,
+        rows: slice = slice(None),
+    ) -> Tensor:
+        """W + s·B·diag(E)·A; `weight` is W's `rows`."""
+        import torch
+
         key = f"{SAVED_PREFIX}{name}"
         if f"{key}.lora_A" not in tensors:
             return weight
         right, left, values = (tensors[f"{key}.{kind}"].float() for kind in ("lora_A", "lora_B", "lora_E"))
-        return weight + scale_of(config) * (left @ (right * values))
+        return torch.addmm(weight, left[rows], right * values, alpha=scale_of(config))
 
     def plain_lora(
         self, config: Mapping[str, Any], tensors: Mapping[str, Tensor]

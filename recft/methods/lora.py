@@ -130,17 +130,24 @@ class Lora:
         shapes = [linear_shape(model, name) for name in names]
         return sum(config.rank * (n_in + n_out) + (n_out if config.dora else 0) for n_in, n_out in shapes)
 
-    def merge(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str, weight: Tensor) -> Tensor:
-        """W + s·B·A, its rows brought to the length m with DoRA."""
+    def merge(
+        self,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        name: str,
+        weight: Tensor,
+        rows: slice = slice(None),
+    ) -> Tensor:
+        """W + s·B·A, its rows brought to the length m with DoRA; `weight` is W's `rows`."""
         import torch
 
         key = f"{SAVED_PREFIX}{name}"
         if f"{key}.lora_A.weight" not in tensors:
             return weight
-        left, right = tensors[f"{key}.lora_B.weight"].float(), tensors[f"{key}.lora_A.weight"].float()
-        merged = weight + scale_of(config) * (left @ right)
+        left, right = tensors[f"{key}.lora_B.weight"][rows].float(), tensors[f"{key}.lora_A.weight"].float()
+        merged = torch.addmm(weight, left, right, alpha=scale_of(config))
         if config["use_dora"]:
-            length = tensors[f"{key}.lora_magnitude_vector"].float()
+            length = tensors[f"{key}.lora_magnitude_vector"][rows].float()
             merged = (length / torch.linalg.vector_norm(merged, dim=1))[:, None] * merged
         return merged
 

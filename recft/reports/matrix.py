@@ -61,6 +61,7 @@ def _combinations(members: Mapping[str, Any], device: str) -> Iterator[dict[str,
                     "model.quantization": quantization,
                     "device": device,
                     "head": "embedding",
+                    "mergeable": members[name].mergeable,
                 }
 
 
@@ -74,8 +75,10 @@ def _cell(facts: Mapping[str, object], member: Any, targets: Mapping[str, Any], 
         used |= {id(said)} if said else set()
         if refusal:
             carried[name] = refusal.reason
-        elif "merged" in target.needs and not member.mergeable:
+        elif "merge" in target.needs and not member.mergeable:
             carried[name] = "this method has no weights to merge into the base's"
+        elif "plain_lora" in target.needs and not member.mergeable:
+            carried[name] = "this method is no plain LoRA"
         else:
             carried[name] = said.reason if said else None
     return {

@@ -12,7 +12,6 @@ from recft.reports.sheets import Sheet, markdown, number, plain, rich_sheet, sig
 __all__ = [
     "Sheet",
     "calibration",
-    "certificate",
     "classes",
     "comparison",
     "difference",
@@ -301,42 +300,6 @@ def ranking(places: Sequence[Mapping[str, Any]], title: str = "") -> Sheet:
         title=title,
         left=4,
     )
-
-
-def certificate(found: Mapping[str, Any], weights: Mapping[str, Any] | None = None) -> Sheet:
-    """An export's certificate: what was compared, how far apart, and what is allowed.
-
-    Args:
-        found: `certificate` of recft-export.json.
-        weights: its `onto`: which base weights the adapter was merged into, and why.
-    """
-    allowed, k_bit, onto = found.get("tolerances", {}), found.get("k_bit", {}), weights or {}
-    difference, agreement = found.get("largest_score_difference"), found.get("top_k_agreement")
-    # A float32 artefact is judged by its scores, one in a smaller dtype by 1% of the adapter's own effect.
-    exact, one_percent = found.get("dtype") == "float32", 0.01 * (found.get("effect_kl") or 0.0)
-    rows = [
-        ("engine", f"{found.get('engine', '?')} {found.get('version', '')}".strip(), ""),
-        ("weights", f"{found.get('dtype', '')} {onto.get('weights', '')}".strip(), onto.get("reason", "")),
-        ("rows compared", number(found.get("rows")), ""),
-        ("largest score difference", number(difference), _limit("<=", allowed.get("score") if exact else None)),
-        ("scores' distance, KL", number(found.get("kl")), "" if exact else _limit("<=", one_percent)),
-        ("first places that agree", number(agreement), _limit(">=", allowed.get("top_k_agreement"))),
-        ("change with the batch size", number(found.get("batch_change")), ""),
-    ]
-    metric, both = found.get("metric"), found.get("metrics", {})
-    if metric:
-        before, after = (number(both.get(side, {}).get(metric)) for side in ("reference", "served"))
-        rows.append((f"{metric}, tuned -> served", f"{before} -> {after}", _limit("change <=", allowed.get("metric"))))
-    if k_bit:
-        rows.append(("from the k-bit model, KL", number(k_bit.get("kl")), _limit("<=", k_bit.get("bound"))))
-        rows.append(("the adapter's own effect, KL", number(k_bit.get("effect_kl")), ""))
-    rows.append(("verdict", str(found.get("verdict", "?")), "; ".join(found.get("wrong", ()))))
-    shown = [row for row in rows if row[1] not in ("", "-")]
-    return Sheet(columns=("certificate", "", "allowed"), rows=shown, left=3)
-
-
-def _limit(relation: str, bound: float | None) -> str:
-    return "" if bound is None else f"{relation} {bound:g}"
 
 
 def facts(title: str, values: Mapping[str, Any], notes: Sequence[str] = ()) -> Sheet:

@@ -95,6 +95,7 @@ def facts_of(recipe: Recipe) -> dict[str, object]:
         "device": device_of().type,
         "head": task.head(recipe.task, kind),
         "reads": task.reads(recipe.task),
+        "mergeable": registry.load("recft.methods", recipe.method.name).mergeable,
     }
 
 

@@ -180,7 +180,8 @@ def test_json_to_stdout_takes_the_table_s_place(run: Run, verb: Any, tmp_path: P
 def test_export_hands_on_its_options_and_shows_the_certificate(run: Run, verb: Any, tmp_path: Path) -> None:
     made = {"certificate": {"engine": "transformers", "largest_score_difference": 2.5e-7, "verdict": "passed"}}
     noted = verb("export", made)
-    code, out, _ = run("export", tmp_path, "--to", "sentence_transformers", "--out", "x", "--onto", "original")
+    told = ["--set", "export.rows=9", "--no-rows"]
+    code, out, _ = run("export", tmp_path, "--to", "sentence_transformers", "--out", "x", "--onto", "original", *told)
     assert code == 0
     assert noted["options"] | {"listen": None} == {
         "to": "sentence-transformers",
@@ -188,6 +189,8 @@ def test_export_hands_on_its_options_and_shows_the_certificate(run: Run, verb: A
         "onto": "original",
         "force": False,
         "task": None,
+        "rows": False,
+        "overrides": ["export.rows=9"],
         "listen": None,
     }
     assert "2.5e-07" in out
@@ -220,6 +223,7 @@ def test_recommend_takes_a_query_a_history_or_a_user(run: Run, verb: Any, tmp_pa
     listen = noted["options"].pop("listen")
     assert callable(listen)
     asked = {"query": None, "history": ["1", "2", "3"], "user": None, "top": 2, "task": None, "explain": 0}
+    asked |= {"items": None, "trust": False}
     assert noted["options"] == asked
     assert out.index("保温瓶") < out.index("mug")
     assert run("recommend", tmp_path, "--query", "mug", "--json", "-")[1].startswith("[")
@@ -347,16 +351,18 @@ def test_compare_shows_runs_and_differences(run: Run, verb: Any, tmp_path: Path)
 def test_recommend_scores_a_file(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noted: list[Any] = []
 
-    def many(source: Path, table: Path, out: Path, top: int, task: str | None, listen: Any) -> dict[str, Any]:
-        noted.append((source, table, out, top))
+    def many(source: Path, table: Path, out: Path, top: int, **options: Any) -> dict[str, Any]:
+        noted.append((source, table, out, top, options["items"]))
         return {"rows": 1234, "out": str(out), "top": top}
 
     module = ModuleType("recft.recommend")
     module.recommend_file = many  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "recft.recommend", module)
-    code, out, _ = run("recommend", tmp_path, "--input", "q.csv", "--out", "r.parquet", "--top", "3")
+    code, out, _ = run(
+        "recommend", tmp_path, "--input", "q.csv", "--out", "r.parquet", "--top", "3", "--items", "i.csv"
+    )
     assert code == 0
-    assert noted == [(tmp_path, Path("q.csv"), Path("r.parquet"), 3)]
+    assert noted == [(tmp_path, Path("q.csv"), Path("r.parquet"), 3, Path("i.csv"))]
     assert out == "1,234 lists: r.parquet\n"
 
 

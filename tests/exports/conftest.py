@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from recft import registry
 from recft.exports._base import Source
 from recft.methods._base import SAVED_PREFIX, Plan
 from recft.models.base import kind_of, tokenizer_of
+from recft.models.merging import Merge
 from recft.models.text_model import Serving, TextModel, encode, label_tokens
 from recft.models.tokens import Text, cut
-from recft.models.weights import float32_base, weight_of
+from recft.models.weights import float32_base
 from recft.schema import ModelSettings
 
 BODIES = [
@@ -64,7 +65,7 @@ def make_case(tiny_bert: Path, tiny_llama: Path, tmp_path: Path) -> Make:
         case: str,
         method: str = "lora",
         quantization: str = "none",
-        dtype: torch.dtype = torch.float32,
+        dtype: str = "float32",
         compute_dtype: str = "float32",
         base: Path | None = None,
         **settings: Any,
@@ -87,31 +88,35 @@ def make_case(tiny_bert: Path, tiny_llama: Path, tmp_path: Path) -> Make:
         head = {f"{SAVED_PREFIX}{name}": loaded.get_parameter(name).detach() for name in found.new_parameters}
         config, tensors = attached.config(), attached.tensors() | head
 
-        def merged() -> Any:
-            plain = float32_base(model, HEADS[case], compute, "dequantized", seed=3).model
-            for name, module in plain.named_modules():
-                if isinstance(module, nn.Linear):
-                    module.weight.data.copy_(member.merge(config, tensors, name, weight_of(module)))
-            return plain
-
+        merge = Merge(
+            model=model,
+            head=HEADS[case],
+            n_outputs=1,
+            onto="dequantized",
+            change=partial(member.merge, config, tensors),
+            heads={name: loaded.get_parameter(name).detach() for name in found.new_parameters},
+            seed=3,
+        )
         lora = member.plain_lora(config, tensors) if hasattr(member, "plain_lora") else None
         serving = serving_of(case, tokenizer, plan.kind)
+        reference = TextModel(loaded, serving).eval()
         source = Source(
-            reference=TextModel(loaded, serving).eval(),
+            name="toy",
+            serving=serving,
             tokenizer=tokenizer,
-            merged=merged if member.mergeable else None,
-            adapter=tmp_path / "adapter",
+            tuned=lambda: reference,
+            merge=merge if member.mergeable else None,
             adapter_config=config,
             adapter_tensors=tensors,
-            plain_lora=(lambda: lora) if lora else None,
+            plain_lora=lora,
             model=model,
             dtype=dtype,
         )
         texts: list[Text] = list(BODIES) if serving.head == "embedding" else [(body, TAIL) for body in BODIES]
         rows = cut(tokenizer, texts, MAX_TOKENS)
-        expected = encode(source.reference, tokenizer, rows)
+        expected = encode(reference, tokenizer, rows)
         with attached.disabled():
-            untuned = encode(source.reference, tokenizer, rows)
+            untuned = encode(reference, tokenizer, rows)
         return Case(source, serving, rows, expected, untuned)
 
     return make

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from recft import registry
 from recft.errors import ExportError
+from recft.exports._base import Opening
 from recft.models.text_model import encode
 
 STOCK = """
@@ -89,19 +90,19 @@ def test_added_tokens_survive(make_case: Callable[..., Any], tiny_llama: Path, t
 
     made = make_case("llama-answers", base=tmp_path / "base")
     folder = written(made, "merged", tmp_path / "out")
-    engine = registry.load("recft.exports", "merged").open(folder, made.serving)
+    engine = registry.load("recft.exports", "merged").open(folder, Opening(made.serving))
     assert engine.tokenizer("新品", add_special_tokens=False)["input_ids"] == [len(tokenizer) - 1]
-    expected = encode(made.source.reference, made.source.tokenizer, ["新品 lamp answer:"])
+    expected = encode(made.source.tuned(), made.source.tokenizer, ["新品 lamp answer:"])
     np.testing.assert_allclose(engine.encode(["新品 lamp answer:"]), expected, atol=1e-4)
 
 
 def test_dtype_decides_the_weights_and_is_told(make_case: Callable[..., Any], tmp_path: Path) -> None:
-    made = make_case("bert-mean", dtype=torch.bfloat16)
+    made = make_case("bert-mean", dtype="bfloat16")
     for target in ("merged", "sentence-transformers"):
         folder = written(made, target, tmp_path / target)
         tensors = load_file(folder / "model.safetensors")
         assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
-        engine = registry.load("recft.exports", target).open(folder, made.serving)
+        engine = registry.load("recft.exports", target).open(folder, Opening(made.serving))
         assert engine.dtype == "bfloat16"
         np.testing.assert_allclose(engine.encode(made.rows), made.expected, atol=0.05)
 
@@ -109,7 +110,7 @@ def test_dtype_decides_the_weights_and_is_told(make_case: Callable[..., Any], tm
 def test_adapter_is_served_over_the_base_as_trained(make_case: Callable[..., Any], tmp_path: Path) -> None:
     made = make_case("bert-mean", quantization="nf4", compute_dtype="bfloat16")
     folder = written(made, "adapter", tmp_path / "out")
-    engine = registry.load("recft.exports", "adapter").open(folder, made.serving)
+    engine = registry.load("recft.exports", "adapter").open(folder, Opening(made.serving))
     assert engine.dtype == "bfloat16"
     assert np.abs(engine.encode(made.rows) - made.expected).mean() < 0.02  # bf16 over random weights is rough
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -129,27 +130,9 @@ def test_adapter_keeps_a_pooler_that_the_base_lacks(
     folder = written(made, "adapter", tmp_path / "out")
     assert "bert.pooler.dense" in json.loads((folder / "adapter_config.json").read_text())["modules_to_save"]
     base = json.loads((folder / "base.json").read_text())
-    engine = registry.load("recft.exports", "adapter").open(folder, made.serving)
+    engine = registry.load("recft.exports", "adapter").open(folder, Opening(made.serving))
     np.testing.assert_allclose(engine.encode(made.rows), made.expected, atol=1e-4)
     assert base["compute_dtype"] == "float32"
-
-
-def test_plain_lora_lies_beside_another_form_of_it(make_case: Callable[..., Any], tmp_path: Path) -> None:
-    from peft import PeftModel
-    from transformers import AutoModel
-
-    made = make_case("bert-mean", rslora=True)
-    folder = written(made, "adapter", tmp_path / "out")
-    outputs = []
-    for place in (folder, folder / "plain-lora"):
-        base = AutoModel.from_pretrained(made.source.model.base)
-        with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):
-            model = PeftModel.from_pretrained(base, place).eval()
-        with torch.no_grad():
-            outputs.append(model(input_ids=torch.arange(10)[None]).last_hidden_state)
-    torch.testing.assert_close(outputs[0], outputs[1])
-    assert json.loads((folder / "plain-lora" / "adapter_config.json").read_text())["use_rslora"] is False
-    assert not (written(make_case("bert-mean"), "adapter", tmp_path / "plain") / "plain-lora").exists()
 
 
 def test_adapter_with_a_tensor_that_peft_passes_over_is_refused(make_case: Callable[..., Any], tmp_path: Path) -> None:
@@ -159,7 +142,7 @@ def test_adapter_with_a_tensor_that_peft_passes_over_is_refused(make_case: Calla
     tensors = load_file(file)
     save_file({**tensors, "base_model.model.encoder.layer.9.lora_A.weight": torch.zeros(1)}, file, {"format": "pt"})
     with pytest.raises(ExportError, match=r"differ in 1 tensors.*layer.9"):
-        registry.load("recft.exports", "adapter").open(folder, made.serving)
+        registry.load("recft.exports", "adapter").open(folder, Opening(made.serving))
 
 
 def test_segments_beside_a_prefix_are_refused_by_the_adapter_engine(
@@ -167,7 +150,7 @@ def test_segments_beside_a_prefix_are_refused_by_the_adapter_engine(
 ) -> None:
     made = make_case("bert-mean", "prefix", virtual_tokens=2)
     folder = written(made, "adapter", tmp_path / "out")
-    engine = registry.load("recft.exports", "adapter").open(folder, made.serving)
+    engine = registry.load("recft.exports", "adapter").open(folder, Opening(made.serving))
     with pytest.raises(ExportError, match=r"token types.*fix: export to onnx"):
         engine.encode([("red", "chair")])
 
@@ -182,7 +165,9 @@ def test_big_graph_keeps_its_weights_in_a_second_file(
     made = make_case("bert-mean")
     folder = written(made, "onnx", tmp_path / "out")
     assert (folder / "model.onnx.data").stat().st_size > (folder / "model.onnx").stat().st_size
-    np.testing.assert_allclose(target.MEMBER.open(folder, made.serving).encode(made.rows), made.expected, atol=1e-5)
+    np.testing.assert_allclose(
+        target.MEMBER.open(folder, Opening(made.serving)).encode(made.rows), made.expected, atol=1e-5
+    )
     told = json.loads((folder / "graph.json").read_text())
     graph = onnx.load(folder / "model.onnx", load_external_data=False)
     assert b"site-packages" not in (folder / "model.onnx").read_bytes()
@@ -190,7 +175,7 @@ def test_big_graph_keeps_its_weights_in_a_second_file(
     assert told["inputs"] == [entry.name for entry in graph.graph.input]
     (folder / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(ExportError, match="cannot load it"):
-        target.MEMBER.open(folder, made.serving)
+        target.MEMBER.open(folder, Opening(made.serving))
 
 
 @pytest.mark.parametrize("target", ["merged", "adapter", "onnx", "sentence-transformers"])
@@ -198,12 +183,12 @@ def test_empty_folder_is_an_export_error(target: str, make_case: Callable[..., A
     from recft.errors import RecftError
 
     with pytest.raises(RecftError, match=r"rule: .*fix: "):
-        registry.load("recft.exports", target).open(tmp_path, make_case("bert-mean").serving)
+        registry.load("recft.exports", target).open(tmp_path, Opening(make_case("bert-mean").serving))
 
 
 def test_missing_merge_names_the_targets_that_can_carry_it(make_case: Callable[..., Any], tmp_path: Path) -> None:
     made = make_case("bert-mean", "bottleneck")
-    assert made.source.merged is None
+    assert made.source.merge is None
     with pytest.raises(ExportError, match="fix: export to onnx"):
         registry.load("recft.exports", "merged").write(made.source, tmp_path)
 
@@ -231,8 +216,9 @@ def test_missing_library_names_the_extra(
         ("adapter", {"method.name": "prefix", "method.layers": "all", "kind": "encoder", "head": "classifier"}, True),
         ("adapter", {"method.name": "prefix", "method.layers": "all", "kind": "causal", "head": "answers"}, False),
         ("sentence-transformers", {"head": "embedding"}, False),
-        ("sentence-transformers", {"head": "answers"}, True),
-        ("sentence-transformers", {"head": "classifier"}, True),
+        ("sentence-transformers", {"head": "answers"}, False),
+        ("sentence-transformers", {"head": "classifier"}, False),
+        ("sentence-transformers", {"head": "likelihood"}, True),
         ("onnx", {"method.name": "bottleneck", "head": "answers"}, False),
     ],
 )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from recft import registry
-from recft.exports._base import Engine
+from recft.exports._base import Engine, Opening
 
 Cell = tuple[str, str, str, dict[str, Any]]
 CASES = ["bert-mean", "bert-head", "llama-last", "llama-mean", "llama-answers"]
@@ -44,7 +44,7 @@ def served(case: Any, target: str, folder: Path) -> Engine:
     folder.mkdir()
     member = registry.load("recft.exports", target)
     member.write(case.source, folder)
-    engine: Engine = member.open(folder, case.serving)
+    engine: Engine = member.open(folder, Opening(case.serving))
     return engine
 
 

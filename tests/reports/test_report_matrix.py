@@ -35,7 +35,7 @@ def families(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     }
     exports = {
-        "whole": SimpleNamespace(summary="", needs=("merged",), extra=None, refusals=()),
+        "whole": SimpleNamespace(summary="", needs=("merge",), extra=None, refusals=()),
         "graph": SimpleNamespace(
             summary="",
             needs=(),

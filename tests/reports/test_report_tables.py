@@ -13,7 +13,6 @@ from recft.reports import reading
 from recft.reports.tables import (
     Sheet,
     calibration,
-    certificate,
     classes,
     comparison,
     differences,
@@ -126,35 +125,6 @@ def test_a_ranking_numbers_places_itself_where_nobody_has() -> None:
 )
 def test_numbers(value: object, text: str) -> None:
     assert number(value) == text
-
-
-def test_a_certificate_shows_what_is_allowed_beside_what_is() -> None:
-    found = {
-        "engine": "onnxruntime",
-        "version": "1.27",
-        "dtype": "float32",
-        "effect_kl": 0.2,
-        "kl": 1e-9,
-        "largest_score_difference": 2e-7,
-        "top_k_agreement": 1.0,
-        "metric": "ndcg@10",
-        "metrics": {"reference": {"ndcg@10": 0.7}, "served": {"ndcg@10": 0.701}},
-        "k_bit": {"kl": 1e-4, "bound": 2e-3, "effect_kl": 0.2},
-        "tolerances": {"score": 1e-4, "top_k_agreement": 0.99, "metric": 1e-3},
-        "wrong": ["ndcg@10 changes by +0.0010"],
-        "verdict": "failed",
-    }
-    rows = {row[0]: row[1:] for row in certificate(found, {"weights": "original", "reason": "as asked"}).rows}
-    assert rows["engine"] == ("onnxruntime 1.27", "")
-    assert rows["weights"] == ("float32 original", "as asked")
-    assert rows["largest score difference"] == ("2.0e-07", "<= 0.0001")
-    assert rows["ndcg@10, tuned -> served"] == ("0.7000 -> 0.7010", "change <= 0.001")
-    assert rows["from the k-bit model, KL"] == ("1.0e-04", "<= 0.002")
-    assert rows["verdict"] == ("failed", "ndcg@10 changes by +0.0010")
-    assert "rows compared" not in rows
-    smaller = {row[0]: row[1:] for row in certificate({**found, "dtype": "bfloat16", "kl": 1e-4}).rows}
-    assert smaller["largest score difference"] == ("2.0e-07", ""), "a smaller dtype is judged by KL"
-    assert smaller["scores' distance, KL"] == ("1.0e-04", "<= 0.002")
 
 
 def column(sheet: Sheet, name: str) -> list[str]:
