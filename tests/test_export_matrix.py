@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,18 @@ MODULES = {"onnx": "onnxruntime", "sentence-transformers": "sentence_transformer
 """The module by which an optional extra is known to be installed."""
 
 
-def cells() -> Iterator[Any]:
+def cells() -> list[Any]:
     """Target, method, kind of base, and the reason where it is refused; the second kind of base is slow."""
-    met = set()
+    met: set[tuple[str, str]] = set()
+    found = []
     for cell in matrix()["cells"]:
         for target, reason in cell["targets"].items() if cell["quantization"] == "none" else ():
             pair = target, cell["method"]
             slow = reason is None and pair in met
             met |= {pair} if reason is None else set()
-            yield pytest.param(target, cell["method"], cell["kind"], reason, marks=[pytest.mark.slow] if slow else [])
+            marks = [pytest.mark.slow] if slow else []
+            found.append(pytest.param(target, cell["method"], cell["kind"], reason, marks=marks))
+    return found
 
 
 @pytest.fixture

@@ -125,16 +125,17 @@ class AdaLora:
         tensors: Mapping[str, Tensor],
         name: str,
         weight: Tensor,
-        rows: slice = slice(None),
+        rows: slice | None = None,
     ) -> Tensor:
-        """W + s·B·diag(E)·A; `weight` is W's `rows`."""
+        """W + s·B·diag(E)·A; with `rows`, `weight` is those of W, in memory that may be used for the result."""
         import torch
 
         key = f"{SAVED_PREFIX}{name}"
         if f"{key}.lora_A" not in tensors:
             return weight
         right, left, values = (tensors[f"{key}.{kind}"].float() for kind in ("lora_A", "lora_B", "lora_E"))
-        return torch.addmm(weight, left[rows], right * values, alpha=scale_of(config))
+        chosen, place = (slice(None), None) if rows is None else (rows, weight)
+        return torch.addmm(weight, left[chosen], right * values, alpha=scale_of(config), out=place)
 
     def plain_lora(
         self, config: Mapping[str, Any], tensors: Mapping[str, Tensor]

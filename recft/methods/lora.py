@@ -136,18 +136,22 @@ class Lora:
         tensors: Mapping[str, Tensor],
         name: str,
         weight: Tensor,
-        rows: slice = slice(None),
+        rows: slice | None = None,
     ) -> Tensor:
-        """W + s·B·A, its rows brought to the length m with DoRA; `weight` is W's `rows`."""
+        """W + s·B·A, its rows brought to the length m with DoRA.
+
+        With `rows`, `weight` is those of W, in memory that may be used for the result.
+        """
         import torch
 
         key = f"{SAVED_PREFIX}{name}"
         if f"{key}.lora_A.weight" not in tensors:
             return weight
-        left, right = tensors[f"{key}.lora_B.weight"][rows].float(), tensors[f"{key}.lora_A.weight"].float()
-        merged = torch.addmm(weight, left, right, alpha=scale_of(config))
+        chosen, place = (slice(None), None) if rows is None else (rows, weight)
+        left, right = tensors[f"{key}.lora_B.weight"][chosen].float(), tensors[f"{key}.lora_A.weight"].float()
+        merged = torch.addmm(weight, left, right, alpha=scale_of(config), out=place)
         if config["use_dora"]:
-            length = tensors[f"{key}.lora_magnitude_vector"][rows].float()
+            length = tensors[f"{key}.lora_magnitude_vector"][chosen].float()
             merged = (length / torch.linalg.vector_norm(merged, dim=1))[:, None] * merged
         return merged
 

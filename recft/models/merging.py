@@ -37,7 +37,7 @@ class Merge:
         n_outputs: of a new head.
         onto: `original`, the published weights, or `dequantized`, those that the adapter was trained on.
         change: a module's name and its float32 weight (out, in) -> the merged weight, or the weight itself. One that
-            takes `rows` too is given some rows at a time, which are a slice of the weight's.
+            takes `rows` too, a slice, is given those of the weight, in memory that it may use for the result.
         heads: trained heads in float32, by their name in the model.
         seed: of what is new in the model and not trained.
         identity: tells base and adapter from any other, by their hashes; where it is empty an interrupted `write` is

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,9 @@ SHARD_BYTES = 2_000_000_000
 
 PROGRESS = "merging.json"
 """In the folder while it is written: which shards are whole. Who asked for the folder removes it at the end."""
+
+_FLUSHED_BYTES = 256_000_000
+"""Written bytes that go to the disk together, while the next ones are made: else all would be waited for at the end."""
 
 INDEX = "model.safetensors.index.json"
 
@@ -69,9 +72,9 @@ def write_shards(
     missing = {name: shard for name, shard in shards.items() if name not in done}
     told.more(total - sum(piece.n_bytes for shard in missing.values() for piece in shard))
     keys = [piece.key for shard in missing.values() for piece in shard]
-    with closing(make(keys)) as made, ThreadPoolExecutor(1) as pen:
+    with closing(make(keys)) as made, ThreadPoolExecutor(1) as pen, ThreadPoolExecutor(1) as disk:
         for name, shard in missing.items():
-            done[name] = _write_shard(folder / name, shard, made, pen, told)
+            done[name] = _write_shard(folder / name, shard, made, pen, disk, told)
             write_json(folder / PROGRESS, {"fingerprint": fingerprint, "shards": dict(sorted(done.items()))})
         next(made, None)  # it has given all it has; what it checks at its end is checked now
     if len(shards) > 1:
@@ -96,24 +99,38 @@ def _write_shard(
     shard: Sequence[Piece],
     made: Iterator[Mapping[str, Tensor | Stored]],
     pen: ThreadPoolExecutor,
+    disk: ThreadPoolExecutor,
     told: _Told,
 ) -> int:
     """Writes one shard while the next tensors are made; its size."""
     file = ShardFile(path, [part for piece in shard for part in piece.plan])
+    writing: list[Future[None]] = []
+    flushing: list[Future[None]] = []
+    unflushed = 0
     try:
-        writing: Future[None] | None = None
         for piece in shard:
             tensors = next(made)
-            if writing is not None:
-                writing.result()
-            writing = pen.submit(_write_tensors, file, tensors)
+            _settle(writing)  # its memory is used again for the next but one
+            writing.append(pen.submit(_write_tensors, file, tensors))
             del tensors
             told.more(piece.n_bytes)
-        if writing is not None:
-            writing.result()
+            unflushed += piece.n_bytes
+            if unflushed >= _FLUSHED_BYTES:
+                _settle(flushing)
+                flushing.append(disk.submit(file.flush))
+                unflushed = 0
+        _settle(writing)
+        _settle(flushing)
         return file.finish()
     finally:
+        wait((*writing, *flushing))  # nobody writes into a file that is closed
         file.close()
+
+
+def _settle(jobs: list[Future[None]]) -> None:
+    """Waits for what is under way; its errors are raised here."""
+    while jobs:
+        jobs.pop().result()
 
 
 def _write_tensors(file: ShardFile, tensors: Mapping[str, Tensor | Stored]) -> None:

@@ -6,6 +6,7 @@ file of any size passes through a buffer.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -213,6 +214,10 @@ class ShardFile:
         else:
             self._put(_bytes(tensor.contiguous().view(-1)), 8 + self._room + self._start[name])
 
+    def flush(self) -> None:
+        """Brings to the disk what was written."""
+        os.fdatasync(self._handle)
+
     def finish(self) -> int:
         """Gives the file its name; its size in bytes."""
         for name, tensor in sorted(self._late.items()):
@@ -244,12 +249,13 @@ class ShardFile:
         return json.dumps(entries, separators=(",", ":")).encode()
 
     def _copy(self, stored: Stored, n_bytes: int, start: int) -> None:
-        block = bytearray(min(n_bytes, _COPIED_BYTES))
         with stored.path.open("rb", buffering=0) as file:
-            for done in range(0, n_bytes, _COPIED_BYTES):
-                part = memoryview(block)[: n_bytes - done]
-                _fill(file.fileno(), stored.start + done, part, stored.path)
-                self._put(part, start + done)
+            done = _copied_by_system(file.fileno(), stored.start, self._handle, start, n_bytes)
+            block = bytearray(min(n_bytes - done, _COPIED_BYTES))
+            for place in range(done, n_bytes, _COPIED_BYTES):
+                part = memoryview(block)[: n_bytes - place]
+                _fill(file.fileno(), stored.start + place, part, stored.path)
+                self._put(part, start + place)
 
     def _put(self, memory: memoryview, start: int) -> None:
         try:
@@ -265,3 +271,15 @@ class ShardFile:
                     "make room and export again: what is whole is kept",
                 )
             ) from error
+
+
+def _copied_by_system(source: int, source_start: int, target: int, target_start: int, n_bytes: int) -> int:
+    """How many of the bytes the system has copied by itself; none where it cannot, and what is wrong is seen later."""
+    done = 0
+    with contextlib.suppress(OSError, AttributeError):  # not on every system, nor between any two
+        while done < n_bytes:
+            moved = os.copy_file_range(source, target, n_bytes - done, source_start + done, target_start + done)
+            if not moved:
+                break
+            done += moved
+    return done

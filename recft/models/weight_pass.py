@@ -20,7 +20,7 @@ from recft.models.tensor_files import Planned, Stored, read
 
 __all__ = ["Bits", "WeightPass"]
 
-_BLOCK = 1 << 15
+_BLOCK = 1 << 17
 """Elements of a weight that are merged at a time."""
 
 _Made = TypeVar("_Made")
@@ -155,8 +155,9 @@ class WeightPass:
             found = through_bits(found.to(weight.dtype), self.seen.kind, self.seen.double)
         for rows in self._blocks(weight.shape):
             before = self._merged_from.take(found[rows].shape, torch.float32).copy_(found[rows])
+            kept = before if changed else before.clone()
             after = self._changed(weight.module, before, rows)
-            changed = changed or not torch.equal(after, before)
+            changed = changed or not torch.equal(after, kept)
             place[rows].copy_(after)
         return changed
 

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from recft.errors import ExportError, ModelError
-from recft.models import tensor_files
+from recft.models import tensor_files, weight_pass
 from recft.models.base import NEVER_QUANTIZED, _steady_quantized_layers
 from recft.models.kbit import planned, serialized
 from recft.models.merging import PROGRESS, Merge
@@ -436,6 +436,44 @@ def test_tensors_lie_where_their_type_may(tmp_path: Path) -> None:
     assert_same(load_file(tmp_path / "model.safetensors"), tensors)
 
 
+def test_bytes_are_copied_where_the_system_does_not(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    merge = merge_of(tiny_llama, "likelihood")
+    merge.write(here, "float32")
+    monkeypatch.delattr(os, "copy_file_range", raising=False)
+    monkeypatch.setattr(tensor_files, "_COPIED_BYTES", 1000)
+    merge.write(there, "float32")
+    assert files_of(there) == files_of(here)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "nf4"])
+def test_rows_at_a_time_give_the_same_weights(
+    dtype: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change that takes rows may write into what it is given; nothing of it is seen elsewhere."""
+
+    def by_rows(name: str, weight: Tensor, rows: slice | None = None) -> Tensor:
+        if not name.endswith(TOUCHED):
+            return weight
+        size = weight.shape[0] if rows is None else rows.stop
+        shift = torch.arange(size)[rows or slice(None), None][: len(weight)] + 0.25
+        return torch.add(weight, shift, out=None if rows is None else weight)
+
+    monkeypatch.setattr(weight_pass, "_BLOCK", 5 * 32)
+    merge = replace(merge_of(tiny_llama, "likelihood", "int8", "bfloat16"), change=by_rows)
+    whole = replace(merge, change=lambda name, weight: by_rows(name, weight))
+    assert_same(dict(merge.tensors()), dict(whole.tensors()))
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder, either in ((here, merge), (there, whole)):
+        folder.mkdir()
+        either.write(folder, dtype)
+    assert files_of(there) == files_of(here)
+
+
 SMALL = 12_000
 KILLED = """
 import os, signal, sys
@@ -537,6 +575,7 @@ def test_a_full_disk_is_an_error_and_the_rest_is_written_later(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
+        patch.delattr(os, "copy_file_range", raising=False)
         with pytest.raises(ExportError, match=r"cannot be written .*No space left.*make room"):
             merge.write(folder, "float32", shard_bytes=SMALL)
     assert 0 < len(list(folder.glob("*.safetensors"))) < len(list(whole.glob("*.safetensors")))
