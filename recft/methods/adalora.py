@@ -205,6 +205,9 @@ def _put_in(
         )
 
     layers = inject(model, config(), names, plan.seed)
+    for layer in layers.values():
+        # PEFT divides by it, and over int8 a list of one float32 number would make float32 of all that follows.
+        layer.ranknum[ADAPTER].data = layer.ranknum[ADAPTER].data.squeeze()
     return AdaLoraAdapter(
         layers=layers,
         settings=saved_config(config()),

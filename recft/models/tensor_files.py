@@ -33,6 +33,9 @@ _CHUNK = 1 << 20
 _COPIED_BYTES = 1 << 22
 """Bytes that are copied at a time from file to file."""
 
+_WRITTEN_BYTES = 1 << 18
+"""Bytes that are handed to the system at a time: it takes several times as long to find pages for a large piece."""
+
 _LARGEST_HEADER = 100_000_000
 """Bytes; the format's own limit."""
 
@@ -260,7 +263,7 @@ class ShardFile:
     def _put(self, memory: memoryview, start: int) -> None:
         try:
             while memory:
-                n_bytes = os.pwrite(self._handle, memory, start)
+                n_bytes = os.pwrite(self._handle, memory[:_WRITTEN_BYTES], start)
                 start, memory = start + n_bytes, memory[n_bytes:]
         except OSError as error:
             raise ExportError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from method_toys import CASES, IDENTIFIERS, base_of, config_of, method_of, outpu
 
 from recft import registry
 from recft.errors import ExportError, ModelError
+from recft.models.base import load_base
+from recft.schema import ModelSettings
 
 cases = pytest.mark.parametrize(("name", "settings"), CASES, ids=IDENTIFIERS)
 kinds = pytest.mark.parametrize("kind", ["bert", "llama"])
@@ -211,3 +214,20 @@ def test_over_a_bfloat16_base_the_adapter_stays_float32(name: str, settings: dic
     output(model).float().square().sum().backward()
     shake(adapter)
     assert not torch.equal(output(model), before)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@cases
+def test_over_a_quantized_base_that_computes_in_bfloat16_it_trains(
+    name: str, settings: dict[str, Any], quantization: str, tiny_bert: Path
+) -> None:
+    if settings.get("dora") and quantization == "int8":
+        pytest.skip("refused: see test_lora_method.py")
+    base = ModelSettings.model_validate({"base": str(tiny_bert), "quantization": quantization})
+    model = load_base(base, "embedding", torch.device("cpu"), torch.bfloat16).model
+    adapter = method_of(name).attach(model, config_of(name, **settings), plan_of())
+    model.train()
+    assert output(model).dtype == torch.bfloat16
+    output(model).float().square().sum().backward()
+    shake(adapter)
+    assert output(model).dtype == torch.bfloat16
