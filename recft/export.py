@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,6 +29,7 @@ from recft.run import (
     atomic_file,
     hash_bytes,
     hash_file,
+    hash_folder,
     read_json,
     silent,
     without_nan,
@@ -41,6 +41,7 @@ from recft.training.asked import fitting_metrics
 from recft.training.assemble import check, load_adapter
 from recft.training.certifying import Asked, certify
 from recft.training.distilling import distilled
+from recft.training.draft import DESCRIPTION, MARKER, claim, drafting, named, place
 from recft.training.exam import Exam
 from recft.training.held_out import held_out, rows_of
 from recft.training.onto import Choice, choose
@@ -48,9 +49,9 @@ from recft.training.opened import exam_of, open_run
 from recft.training.reference import k_bit_noise, merge_of, model_of, plain_lora_of, reference
 from recft.training.servings import read_servings
 
-__all__ = ["CARD", "DESCRIPTION", "ITEMS", "ROWS", "export"]
+__all__ = ["CARD", "DESCRIPTION", "FORMAT", "ITEMS", "ROWS", "export"]
 
-DESCRIPTION, CARD = "recft-export.json", "MODEL_CARD.md"
+CARD = "MODEL_CARD.md"
 ROWS, ITEMS = "certificate/rows.parquet", "items.parquet"
 FORMAT = 2
 
@@ -91,24 +92,17 @@ def export(
     recipe, store = opened.part(task)
     recipe = _overridden(recipe, opened.folder, overrides)
     check(recipe)
-    to, out = to.replace("_", "-"), Path(out)
+    to, out = to.replace("_", "-"), named(Path(out))
     target, dtype = _target(recipe, opened.folder, to)
-    _claim(out, force)
+    claim(out, force)
     work = _Export(recipe, opened.folder, store, to, target, dtype, rows, listen)
-    draft = out.with_name(f"{out.name}.draft")
-    if not any(draft.rglob(PROGRESS)):  # what an interrupted merge has finished is gone on with
-        shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True, exist_ok=True)
-    try:
+    identity = hash_bytes(f"{to} {dtype} {hash_folder(opened.folder.adapter)} {recipe.to_yaml()}".encode())
+    with drafting(out, identity) as draft:
         description = work.write(draft, work.choose(onto), out.name)
-    except BaseException:
-        if not any(draft.rglob(PROGRESS)):
-            shutil.rmtree(draft, ignore_errors=True)  # whole or not at all
-        raise
-    wrong = description["certificate"]["wrong"]
-    final = out if not wrong else out.with_name(f"{out.name}.failed")
-    shutil.rmtree(final, ignore_errors=True)
-    draft.rename(final)
+        wrong = description["certificate"]["wrong"]
+        final = out if not wrong else out.with_name(f"{out.name}.failed")
+        claim(out, force)  # another export may have made it meanwhile
+        place(draft, final)
     if wrong:
         worst = "\n".join(description["certificate"]["worst_rows"])
         raise ExportError(
@@ -138,34 +132,6 @@ def _overridden(recipe: Recipe, folder: RunFolder, overrides: Sequence[str]) -> 
     if not overrides:
         return recipe
     return recipe.model_copy(update={"export": Recipe.load(folder.recipe, overrides).export})
-
-
-def _claim(out: Path, force: bool) -> None:
-    """Nothing, where `out` may be made: it is free, or holds an export that may go.
-
-    Raises:
-        ExportError: something would be overwritten.
-    """
-    if not out.exists():
-        return
-    if not force:
-        raise ExportError(
-            problem(
-                str(out),
-                "exists already",
-                "export never overwrites a folder unasked",
-                "name another --out, or give --force",
-            )
-        )
-    if not (out / DESCRIPTION).is_file() and (out.is_file() or any(out.iterdir())):
-        raise ExportError(
-            problem(
-                str(out),
-                f"holds no {DESCRIPTION}",
-                "--force replaces an export, never other files",
-                "name another --out",
-            )
-        )
 
 
 def _target(recipe: Recipe, folder: RunFolder, to: str) -> tuple[Export, str]:
@@ -235,6 +201,7 @@ class _Export:
     def write(self, draft: Path, onto: Choice, name: str) -> dict[str, Any]:
         """The artefact, its rows, its card and its description; the description comes back."""
         description = self._description(onto)
+        self._check_base(description["base"]["hash"])
         for serve in self.target.serve(description):
             if serve.refused:
                 self.listen("note", {"text": f"{serve.engine} will not take this: {serve.refused}"})
@@ -245,11 +212,30 @@ class _Export:
         source = self._source(onto)
         self.target.write(source, draft)
         self.listen("stage", {"name": "certifying in the serving engine"})
-        opening = Opening(source.serving, self.recipe.export.trust_remote_code, self.recipe.export.tolerances)
+        # An adapter is run over its base: whoever trusted the base's code to tune it trusts it here.
+        trust = self.recipe.export.trust_remote_code or self.recipe.model.trust_remote_code
+        opening = Opening(source.serving, trust, self.recipe.export.tolerances)
         found = self._certificate(self.target.open(draft, opening), rows, noise) | {"split": split}
         description["certificate"] = dict(without_nan(found))
         self._finish(draft, rows, description, name)
         return description
+
+    def _check_base(self, found: str) -> None:
+        """Nothing, where the base is the one that was tuned: over another, even a certificate compares like with like.
+
+        Raises:
+            ExportError: its weights have changed since.
+        """
+        expected = read_json(self.folder.manifest).get("hashes", {}).get("base", found)
+        if found != expected:
+            raise ExportError(
+                problem(
+                    f"model.base: {self.recipe.model.base}",
+                    f"its weights are {found[:64]}",
+                    f"{expected[:64]}, as they were when this run was tuned: an adapter belongs to its base",
+                    "put the base back, pin model.revision, or tune again",
+                )
+            )
 
     def _source(self, onto: Choice) -> Source:
         recipe, folder = self.recipe, self.folder
@@ -362,7 +348,7 @@ class _Export:
                 [replace(serve, lines=serve.lines.replace("FOLDER", name)) for serve in self.target.serve(description)],
             ),
         )
-        files = sorted(file for file in draft.rglob("*") if file.is_file())
+        files = sorted(file for file in draft.rglob("*") if file.is_file() and file.name != MARKER)
         description["files"] = {str(file.relative_to(draft)): hash_file(file) for file in files}
         write_json(draft / DESCRIPTION, description)
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from recft import registry
 from recft.errors import ExportError, problem
-from recft.export import DESCRIPTION, ROWS
+from recft.export import DESCRIPTION, FORMAT, ROWS
 from recft.exports._base import Opening
 from recft.exports._rows import Rows
+from recft.models.base import base_hash
 from recft.models.encoder import Encoder
-from recft.models.text_model import remembering
+from recft.models.text_model import Serving, remembering
 from recft.run import Listener, hash_file, read_json, silent
+from recft.schema import ModelSettings
 from recft.training.certifying import Asked, certify
 from recft.training.held_out import held_out, rows_of
 from recft.training.opened import exam_of, open_run
@@ -20,8 +23,20 @@ from recft.training.reference import reference
 
 __all__ = ["open_export", "verify"]
 
-NEEDED = ("target", "task", "serving", "files", "certificate")
-"""What every description holds."""
+NEEDED: dict[str, type] = {
+    "target": str,
+    "task": dict,
+    "serving": dict,
+    "table": str,
+    "base": dict,
+    "onto": dict,
+    "files": dict,
+    "certificate": dict,
+}
+"""What every description holds, and of which kind."""
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+"""Endings by which engines know a pickle: reading one can run code, so none is an export's, whatever its SHA-256."""
 
 HARMLESS = (".md", ".rst", ".html", ".pdf", ".png", ".jpg", ".svg", ".csv", ".log")
 """Files of these endings no engine reads; what is added with another may be code, a pickle, weights or settings."""
@@ -40,12 +55,7 @@ def open_export(folder: Path, listen: Listener = silent) -> dict[str, Any]:
         raise ExportError(
             problem(str(folder), f"holds no {DESCRIPTION}", "a folder made by `recft export`", "check the path")
         )
-    description: dict[str, Any] = read_json(folder / DESCRIPTION)
-    missing = [key for key in NEEDED if key not in description] if isinstance(description, dict) else list(NEEDED)
-    if missing:
-        raise ExportError(
-            problem(str(folder / DESCRIPTION), f"says nothing of '{missing[0]}'", "as recft wrote it", "export again")
-        )
+    description = _described(folder / DESCRIPTION)
     for name, expected in description["files"].items():
         file = folder / name
         found = hash_file(file) if file.is_file() else "missing"
@@ -59,7 +69,79 @@ def open_export(folder: Path, listen: Listener = silent) -> dict[str, Any]:
                 )
             )
     _check_added(folder, description, listen)
+    _check_base(folder / DESCRIPTION, description)
     return description
+
+
+def _check_base(path: Path, description: dict[str, Any]) -> None:
+    """Nothing, where the artefact holds its base, or the base that it is served over is still the one it was made for.
+
+    Raises:
+        ExportError: the base's weights have changed, or the description does not say which they were.
+    """
+    if registry.load("recft.exports", description["target"]).carries_base:
+        return
+    try:
+        model = ModelSettings.model_validate(description["base"]["model"])
+        expected = str(description["base"]["hash"])
+    except (KeyError, ValueError) as error:
+        raise ExportError(problem(str(path), "'base' cannot be read", "as recft wrote it", "export again")) from error
+    found = base_hash(model)
+    if found != expected:
+        raise ExportError(
+            problem(
+                f"base {model.base}",
+                f"its weights are {found[:64]}",
+                f"{expected[:64]}, as exported: an adapter is served over the base that it was tuned on",
+                "put that base back, or export again",
+            )
+        )
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """The description, of the form that the rest of recft counts on.
+
+    Raises:
+        ExportError: it is of another, or says of the model what its certificate does not.
+    """
+
+    def wrong(what: str) -> ExportError:
+        return ExportError(problem(str(path), what, "as recft wrote it", "export again"))
+
+    found: dict[str, Any] = read_json(path)
+    for key, kind in NEEDED.items():
+        if not isinstance(found, dict) or key not in found:
+            raise wrong(f"says nothing of '{key}'")
+        if not isinstance(found[key], kind):
+            raise wrong(f"'{key}' is {json.dumps(found[key])[:40]}")
+    newest = found.get("format")
+    if not isinstance(newest, int) or newest > FORMAT:
+        fix = "install the recft that made it, or export again"
+        raise ExportError(problem(str(path), f"format {newest}", f"this recft reads formats up to {FORMAT}", fix))
+    for name, digest in found["files"].items():
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or ".." in parts or "\0" in name or not isinstance(digest, str):
+            raise wrong(f"'files' names {name!r}, which is no file inside the folder with its SHA-256")
+        if name.lower().endswith(PICKLES):
+            raise ExportError(
+                problem(
+                    str(path.parent / name),
+                    "is a pickle by its name",
+                    "an export holds safetensors, ONNX, GGUF or faiss; reading a pickle can run code",
+                    "export again",
+                )
+            )
+    try:
+        registry.load("recft.tasks", str(found["task"].get("name"))).Config.model_validate(found["task"])
+        Serving.from_json(found["serving"])
+        asked = Asked.from_json(found["certificate"]["asked"]).to_json() if "asked" in found["certificate"] else None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise wrong(f"what it says of task, serving or certificate cannot be read ({first})") from error
+    for key in ("task", "serving"):
+        if asked is not None and found[key] != asked[key]:
+            raise wrong(f"'{key}' is not what the certificate was made for")
+    return found
 
 
 def _check_added(folder: Path, description: dict[str, Any], listen: Listener) -> None:

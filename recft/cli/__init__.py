@@ -11,7 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from errno import EDQUOT, ENOSPC
+from errno import EDQUOT, EFBIG, ENAMETOOLONG, ENOSPC, EROFS
 from typing import NoReturn
 
 import typer
@@ -64,13 +64,19 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+FULL, FULL_WORDS = (ENOSPC, EDQUOT, EFBIG), ("No space left on device", "File too large")
+"""Of a disk, a quota or a process's own limit; libraries that are not Python's say it in words alone."""
+
+
 def _machine_s_fault(error: Exception) -> str | None:
     """A message where the disk or its rights are to blame, whichever library noticed; None for a bug."""
     text = str(error)
-    full = (isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT)) or "No space left on device" in text
+    full = (isinstance(error, OSError) and error.errno in FULL) or any(words in text for words in FULL_WORDS)
     if full:
         return problem("disk", text, "there is room for what is written", "free some space, or write elsewhere")
-    if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError):
+    unwritable = isinstance(error, OSError) and error.errno in (EROFS, ENAMETOOLONG)
+    if unwritable or isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError):
+        assert isinstance(error, OSError)  # noqa: S101  # all of these are
         return problem(str(error.filename), str(error.strerror), "a path that can be written", "correct the path")
     return None
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recft.errors import ExportError, problem
+from recft.run import read_json
+from recft.schema import ModelSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +23,20 @@ if TYPE_CHECKING:
     from recft.models.text_model import Serving
     from recft.models.tokens import Text
 
-__all__ = ["batched", "numbers", "open_tokenizer", "require", "save_tokenizer", "tokens", "unreadable"]
+__all__ = [
+    "BASE",
+    "base_of",
+    "batched",
+    "numbers",
+    "open_tokenizer",
+    "require",
+    "save_tokenizer",
+    "tokens",
+    "unreadable",
+]
+
+BASE = "base.json"
+"""Beside an adapter: how its base was loaded."""
 
 ROWS = 32
 """Texts a batch."""
@@ -66,9 +81,31 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # unsaid, it would ask
     except (OSError, ValueError) as error:
         raise unreadable(folder, error) from error
+
+
+def base_of(folder: Path, trust: bool) -> ModelSettings:
+    """The base that an adapter's `base.json` names.
+
+    Raises:
+        ExportError: there is none, or it wants code to be run and the user has not said so: a folder cannot say it.
+    """
+    try:
+        settings = ModelSettings.model_validate(read_json(folder / BASE))
+    except ValueError as error:
+        raise unreadable(folder, ValueError(f"{BASE} is no description of a base")) from error
+    if settings.trust_remote_code and not trust:
+        raise ExportError(
+            problem(
+                str(folder / BASE),
+                f"its base '{settings.base}' brings model code of its own, and trust is false",
+                "code runs only where you say so",
+                "read that code, then give --trust-remote-code",
+            )
+        )
+    return settings
 
 
 def unreadable(folder: Path, error: Exception) -> ExportError:

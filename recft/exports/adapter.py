@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 from recft.errors import ExportError, problem
 from recft.exports._base import Engine, NoSettings, Opening, Serve, Source
 from recft.exports._engine import (
+    BASE,
     ROWS,
     ROWS_OF_LOGITS,
+    base_of,
     batched,
     numbers,
     open_tokenizer,
@@ -30,8 +32,7 @@ from recft.exports._engine import (
 )
 from recft.exports._lora_servers import in_peft, in_vllm
 from recft.registry import Refusal
-from recft.run import read_json, write_json
-from recft.schema import ModelSettings
+from recft.run import write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from recft.models.tokens import Text
+    from recft.schema import ModelSettings
 
 __all__ = ["MEMBER"]
 
@@ -96,7 +98,7 @@ class Adapter:
             # Quantizing rounds to this dtype first: what `auto` meant here must hold on any machine.
             name = str(compute_dtype("auto", device_of())).removeprefix("torch.")
             settings = settings.model_copy(update={"compute_dtype": name})
-        write_json(folder / "base.json", settings.model_dump(mode="json"))
+        write_json(folder / BASE, settings.model_dump(mode="json"))
         save_tokenizer(source.tokenizer, serving, folder)
 
     def open(self, folder: Path, how: Opening) -> Engine:
@@ -105,7 +107,7 @@ class Adapter:
 
         from recft.models.base import device_of, load_base, quiet
 
-        settings = ModelSettings.model_validate(read_json(folder / "base.json"))
+        settings = base_of(folder, how.trust)
         serving, tokenizer = how.serving, open_tokenizer(folder)
         dtype = _dtype(settings)
         base = load_base(settings, serving.carrier, device_of(), dtype, n_labels=serving.n_outputs).model

@@ -15,21 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recft.exports._base import Engine, NoSettings, Opening, Serve, Source
-from recft.exports._engine import open_tokenizer, require, save_tokenizer, unreadable
+from recft.exports._engine import BASE, base_of, open_tokenizer, require, save_tokenizer, unreadable
 from recft.exports._gguf_engine import CAUSAL_ONLY, EXTRA, MODELFILE, NO_CLASSIFIER, open_file, servers, vocabulary_for
 from recft.registry import Refusal
-from recft.run import read_json, write_json, write_text
-from recft.schema import ModelSettings
+from recft.run import write_json, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from recft.models.text_model import Serving
+    from recft.schema import ModelSettings
 
 __all__ = ["MEMBER"]
 
 ADAPTER = "adapter.gguf"
-BASE = "base.json"
 SAVED_PREFIX = "base_model.model."
 """What PEFT puts before every module name in its files."""
 
@@ -97,7 +96,7 @@ class GgufAdapter:
         for name in (BASE, ADAPTER):
             if not (folder / name).is_file():
                 raise unreadable(folder, OSError(f"there is no {name}"))
-        settings = ModelSettings.model_validate(read_json(folder / BASE))
+        settings = base_of(folder, how.trust)
         dtype = _dtype(folder / ADAPTER)
         scratch = Path(tempfile.mkdtemp(prefix="recft-gguf-"))
         try:

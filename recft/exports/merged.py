@@ -74,7 +74,7 @@ class Merged:
         )
 
     def serve(self, description: Mapping[str, Any]) -> list[Serve]:
-        """In transformers, vLLM, and Text Embeddings Inference where that takes such a model."""
+        """In transformers, vLLM, and TEI where that takes such a model."""
         serving = description["serving"]
         return [_transformers(serving), _vllm(serving, description["dtype"]), _tei(serving, description["dtype"])]
 
@@ -156,13 +156,15 @@ def _vllm(serving: Mapping[str, Any], dtype: str) -> Serve:
 
 def _tei(serving: Mapping[str, Any], dtype: str) -> Serve:
     """It serves encoders: embeddings with a pooling that it is told, and classifiers."""
-    engine = "Text Embeddings Inference"
+    engine = "TEI"
     if serving["head"] in ("answers", "likelihood"):
         return Serve(
             engine, refused="it serves embeddings and classifiers, and this task reads tokens' logits; use vLLM"
         )
     if serving["kind"] == "causal":
-        return Serve(engine, refused="it takes a few causal architectures under their own settings only; use vLLM")
+        return Serve(
+            engine, refused="of causal bases it knows a few only; use vLLM, or export to sentence-transformers"
+        )
     if dtype in (*KBIT, "bfloat16"):
         return Serve(engine, refused=f"it computes in float32 or float16, not in {dtype}; export in one of these")
     if serving["head"] == "classifier" and serving.get("columns"):

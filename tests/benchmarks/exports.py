@@ -79,7 +79,7 @@ def measured(out: Path, shop: Path, steps: int, cell: tuple[str, str, str, str])
     for old in (folder, folder.with_name("export.failed")):
         shutil.rmtree(old, ignore_errors=True)
     try:
-        made = export(run, target, folder, onto="dequantized", overrides=told)
+        made = export(run, target, folder, onto="auto" if base == "none" else "dequantized", overrides=told)
     except ExportError:
         made = read_json(folder.with_name("export.failed") / "recft-export.json")
     size = sum(file.stat().st_size for file in folder.parent.glob("export*/**/*") if file.is_file())

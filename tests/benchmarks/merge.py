@@ -235,17 +235,19 @@ def same(work: Path) -> dict[str, Any]:
         {name: stored for path in (work / side).glob("*.safetensors") for name, stored in stored_in(path).items()}
         for side in ("recft", "peft", "base")
     )
-    furthest, equal, total = 0.0, 0, 0
+    furthest, equal, moved, total = 0.0, 0, 0, 0
     for name, stored in ours.items():
         one, other, before = (read(part, torch.float32) for part in (stored, theirs[name], base[name]))
         scale = torch.maximum(torch.maximum(one.abs(), other.abs()), before.abs()).clamp(min=1e-30)
         furthest = max(furthest, float(((one - other).abs() / scale).max()))
-        equal, total = equal + int((one == other).sum()), total + one.numel()
+        equal, moved = equal + int((one == other).sum()), moved + int((one != before).sum())
+        total += one.numel()
     return {
         "names": set(ours) == set(theirs),
         "furthest": furthest,
         "within": furthest <= ROUNDING,
         "equal": equal / total,
+        "moved": moved / total,
     }
 
 
@@ -264,7 +266,8 @@ def show(result: dict[str, Any]) -> None:
     if "same" in result:
         found = result["same"]
         print(
-            f"tensors: same names {found['names']}, {found['equal']:.2%} equal, furthest {found['furthest']:.2e} "
+            f"tensors: same names {found['names']}, {found['moved']:.0%} of the base's numbers moved, "
+            f"{found['equal']:.2%} equal, furthest {found['furthest']:.2e} "
             f"of a weight (one rounding {ROUNDING:.2e}): "
             f"{'same' if found['within'] and found['names'] else 'DIFFERENT'}"
         )

@@ -150,18 +150,18 @@ def test_each_engine_is_told_what_the_task_does(make_case: Callable[..., Any]) -
     found = described(make_case("bert-mean"), "float32")
     assert '--runner pooling --convert embed --pooler-config \'{"pooling_type": "MEAN"' in found["vLLM"]
     assert "--dtype float32" in found["vLLM"]
-    assert "--pooling mean" in found["Text Embeddings Inference"]
+    assert "--pooling mean" in found["TEI"]
     found = described(make_case("llama-last"), "nf4")
     assert '"pooling_type": "LAST", "use_activation": true' in found["vLLM"]
     assert "--quantization bitsandbytes" in found["vLLM"]
-    assert "use vLLM" in found["Text Embeddings Inference"]
+    assert "use vLLM" in found["TEI"]
     found = described(make_case("llama-answers"), "bfloat16")
     assert found["vLLM"].startswith("vllm serve FOLDER --max-model-len")
     assert "pooling" not in found["vLLM"]
     found = described(make_case("bert-head"), "float16")
     assert "--convert classify" in found["vLLM"]
-    assert "--dtype float16" in found["Text Embeddings Inference"]
-    assert "float32 or float16" in described(make_case("bert-head"), "int8")["Text Embeddings Inference"]
+    assert "--dtype float16" in found["TEI"]
+    assert "float32 or float16" in described(make_case("bert-head"), "int8")["TEI"]
 
 
 def test_the_lines_for_transformers_run(make_case: Callable[..., Any], tmp_path: Path) -> None:
