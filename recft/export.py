@@ -98,7 +98,12 @@ def export(
     work = _Export(recipe, opened.folder, store, to, target, dtype, rows, listen)
     identity = hash_bytes(f"{to} {dtype} {hash_folder(opened.folder.adapter)} {recipe.to_yaml()}".encode())
     with drafting(out, identity) as draft:
-        description = work.write(draft, work.choose(onto), out.name)
+        try:
+            description = work.write(draft, work.choose(onto), out.name)
+        except BaseException:
+            if any(draft.rglob(PROGRESS)):
+                listen("note", {"text": f"what is merged stays in {draft}: the same command goes on from there"})
+            raise
         wrong = description["certificate"]["wrong"]
         final = out if not wrong else out.with_name(f"{out.name}.failed")
         claim(out, force)  # another export may have made it meanwhile
@@ -310,7 +315,7 @@ class _Export:
             "name": self.recipe.name,
             "target": self.to,
             "dtype": self.dtype,
-            "source_run": str(self.folder.root.resolve()),
+            "source_run": self.folder.root.resolve().name,
             "task": self.recipe.task.model_dump(mode="json"),
             "base": {"model": self.recipe.model.model_dump(mode="json"), "hash": base_hash(self.recipe.model)},
             "method": self.recipe.method.model_dump(mode="json"),

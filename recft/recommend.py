@@ -358,6 +358,8 @@ def recommend(
         raise RecipeError(
             problem("recommend", f"{len(given)} of query, history and user are given", "exactly one", "give one")
         )
+    if query is not None and not query.strip():
+        raise DataError(problem("--query", f"{query!r}", "a query has words", "say what is looked for"))
     ranker = _open(Path(source), task, items, trust)
     found, scores = ranker.rank(given, top, listen)[0]
     places: list[dict[str, Any]] = [

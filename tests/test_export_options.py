@@ -116,9 +116,11 @@ def test_an_interrupted_merge_is_gone_on_with(run: Path, tmp_path: Path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(Merged, "write", stopped)
+        heard: list[str] = []
         with pytest.raises(KeyboardInterrupt):
-            export(run, "merged", tmp_path / "out")
+            export(run, "merged", tmp_path / "out", listen=lambda _, told: heard.append(str(told.get("text"))))
     draft = tmp_path / "out.draft"
+    assert any("stays in" in line and "out.draft" in line for line in heard)
     assert (draft / PROGRESS).is_file() and not (tmp_path / "out").exists()
     before = (draft / "model.safetensors").stat().st_mtime_ns
     description = export(run, "merged", tmp_path / "out")

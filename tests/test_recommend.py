@@ -11,13 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recft.errors import RecipeError
+from recft.errors import DataError, RecipeError
 from recft.export import export
 from recft.recipe import Recipe
 from recft.recommend import _open, recommend, recommend_file
 from recft.tune import tune
 
 ToyRecipe = Callable[..., Recipe]
+
+
+def test_an_empty_query_is_refused(toy_recipe: ToyRecipe, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"--query: '  '.*fix: "):
+        recommend(tmp_path / "run", query="  ")
 
 
 def parts(place: dict[str, Any], kind: str) -> dict[str, float]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recft.errors import ModelError, problem
-from recft.run import hash_file, hash_folder
+from recft.run import hash_bytes, hash_file
 from recft.schema import ModelSettings
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ __all__ = [
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+DECIDING = ("*.safetensors", "config.json", "tokenizer*", "vocab*", "merges.txt", "*tokens*.json", "chat_template*")
+"""Files of a base that decide what its model makes of a text."""
 
 # Left in the compute dtype whatever the quantization: heads, poolers and embeddings carry little memory, and
 # bitsandbytes cannot train or tie them.
@@ -96,6 +99,10 @@ def resolve(base: str) -> str:
             )
         return str(folder)
     path = Path(base)
+    if path.is_absolute() and not path.is_dir():
+        raise ModelError(
+            problem("model.base", f"there is no folder {path}", "a base is where the recipe says", "put it back there")
+        )
     if path.is_dir() and not any(path.glob("*.safetensors")):
         raise ModelError(
             problem(
@@ -284,10 +291,11 @@ def _attention(settings: ModelSettings, device: torch.device, dtype: torch.dtype
 
 
 def base_hash(settings: ModelSettings) -> str:
-    """What identifies the base's weights: the SHA-256 over a local folder's safetensors, or the hub id and commit."""
+    """What identifies the base: SHA-256 over a folder's weights, configuration and tokenizer, or hub id and commit."""
     path = Path(resolve(settings.base))
     if path.is_dir():
-        return hash_folder(path, "*.safetensors")
+        files = sorted({file for pattern in DECIDING for file in path.glob(pattern) if file.is_file()})
+        return hash_bytes("\n".join(f"{file.name} {hash_file(file)}" for file in files).encode())
     commit = getattr(config_of(settings), "_commit_hash", None)
     return f"{settings.base}@{commit or settings.revision or 'main'}"
 

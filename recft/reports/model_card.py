@@ -124,7 +124,7 @@ def _what(description: Mapping[str, Any]) -> Iterator[str]:
     }
     rows = [
         ("base", base + (f", revision {model['revision']}" if model.get("revision") else "")),
-        ("base's weights", str(description["base"].get("hash", "-"))),
+        ("base, SHA-256", str(description["base"].get("hash", "-"))),
         ("tuned over", "unquantized weights" if bits == "none" else f"weights quantized to {bits}"),
         ("method", _method(method)),
         ("written in", str(dtype or "-")),

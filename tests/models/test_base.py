@@ -84,6 +84,20 @@ def test_minilm_is_the_original_and_is_checked(monkeypatch: pytest.MonkeyPatch) 
         resolve.cache_clear()
 
 
+def test_base_hash_moves_with_the_tokenizer(tiny_bert: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_bert, tmp_path / "copy")
+    (tmp_path / "copy" / "README.md").write_text("words")
+    assert base_hash(settings_of(tmp_path / "copy")) == base_hash(settings_of(tiny_bert))
+    file = tmp_path / "copy" / "tokenizer.json"
+    file.write_text(file.read_text(encoding="utf-8").replace("red", "der"), encoding="utf-8")
+    assert base_hash(settings_of(tmp_path / "copy")) != base_hash(settings_of(tiny_bert))
+
+
+def test_a_folder_that_has_gone_is_said_to_be_gone(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"there is no folder .*gone.*fix: put it back there"):
+        resolve(str(tmp_path / "gone"))
+
+
 def test_base_hash_moves_with_the_weights(tiny_bert: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_bert, tmp_path / "copy")
     assert base_hash(settings_of(tmp_path / "copy")) == base_hash(settings_of(tiny_bert))
