@@ -9,7 +9,7 @@ import copy
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from recft.errors import ExportError, problem
 from recft.run import read_json
@@ -29,6 +29,7 @@ __all__ = [
     "batched",
     "numbers",
     "open_tokenizer",
+    "refuse",
     "require",
     "save_tokenizer",
     "tokens",
@@ -106,6 +107,15 @@ def base_of(folder: Path, trust: bool) -> ModelSettings:
             )
         )
     return settings
+
+
+def refuse(what: str, rule: str, fix: str = "export to merged or onnx") -> NoReturn:
+    """Stops an export that the format cannot carry.
+
+    Raises:
+        ExportError: always.
+    """
+    raise ExportError(problem("export", what, rule, fix))
 
 
 def unreadable(folder: Path, error: Exception) -> ExportError:

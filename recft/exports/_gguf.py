@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from recft.errors import ExportError, problem
+from recft.exports._engine import refuse
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from recft.exports._gguf_tokenizer import Vocabulary
 
-__all__ = ["POOLING", "Layout", "layout_of", "refuse", "write_model", "write_tensors"]
+__all__ = ["POOLING", "Layout", "layout_of", "write_model", "write_tensors"]
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """transformers' model types that llama.cpp knows and recft has tried, and what llama.cpp calls them."""
@@ -35,15 +35,6 @@ BLOCK = 32
 """Values that share a scale in Q8_0: rows of another length stay in 16 bits."""
 
 ALIGNMENT = 32
-
-
-def refuse(what: str, rule: str, fix: str = "export to merged or onnx") -> NoReturn:
-    """Stops an export that the format cannot carry.
-
-    Raises:
-        ExportError: always.
-    """
-    raise ExportError(problem("export", what, rule, fix))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from recft.exports._gguf import refuse
+from recft.exports._engine import refuse
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter

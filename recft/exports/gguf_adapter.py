@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recft.exports._base import Engine, NoSettings, Opening, Serve, Source
-from recft.exports._engine import BASE, base_of, open_tokenizer, require, save_tokenizer, unreadable
+from recft.exports._engine import BASE, base_of, open_tokenizer, refuse, require, save_tokenizer, unreadable
 from recft.exports._gguf_engine import CAUSAL_ONLY, EXTRA, MODELFILE, NO_CLASSIFIER, open_file, servers, vocabulary_for
 from recft.registry import Refusal
 from recft.run import write_json, write_text
@@ -58,7 +58,7 @@ class GgufAdapter:
         require((EXTRA,), EXTRA)
         import gguf
 
-        from recft.exports._gguf import layout_of, refuse, write_tensors
+        from recft.exports._gguf import layout_of, write_tensors
         from recft.exports._modelfile import modelfile
         from recft.models.base import config_of
 
