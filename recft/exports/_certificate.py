@@ -8,9 +8,9 @@ judged depends on what was written:
     8 or 4 bits       first places, metric (within `quantized_metric`); scores and KL are told
     a distilled model KL beside the adapter's own effect (`distilled`), metric
 
-Where weights are rounded, a change of the metric whose paired interval holds 0 passes too: with few records one near
-tie that changes places is a change. In all of them tokens and the padding side are those of the tuned model, and every
-output is a number.
+In 16 bits, where KL holds the scores, and of a distilled model a change of the metric whose paired interval holds 0
+passes too: with few records one near tie that changes places is a change. In all of them tokens and the padding side
+are those of the tuned model, and every output is a number.
 """
 
 from __future__ import annotations
@@ -201,7 +201,8 @@ def bounds_of(
     )
     exact = Bound("metric_change", tolerances.metric, "metric", again)
     metric = replace(exact, fix=wider, or_interval=True)
-    rough = replace(metric, limit=tolerances.quantized_metric, key="quantized_metric")
+    # Of few bits nothing but places and the metric is judged: an interval of few records would let anything pass.
+    rough = Bound("metric_change", tolerances.quantized_metric, "quantized_metric", wider)
     if dtype in EXACT:
         batch = [Bound("batch_change", tolerances.score, "score", "serve one text a batch, or another target")]
     elif dtype in HALF:
@@ -212,7 +213,7 @@ def bounds_of(
     if distilled:
         longer = "raise rank or steps of the fit (export.targets), or loosen the tolerance"
         effect = Bound("kl", max(tolerances.distilled * effect_kl, 1e-9), "distilled", longer)
-        return [effect, *batch, replace(rough, fix=longer)]
+        return [effect, *batch, replace(rough, fix=longer, or_interval=True)]
     if dtype in EXACT:
         return [Bound("largest_score_difference", tolerances.score, "score", again), agree, *batch, exact]
     if dtype in HALF:
