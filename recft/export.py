@@ -17,10 +17,9 @@ from recft.errors import ExportError, RecipeError, problem
 from recft.exports._base import Catalogue, Engine, Export, Opening, Source
 from recft.exports._rows import Rows
 from recft.models.base import base_hash, tokenizer_of
-from recft.models.encoder import Encoder
 from recft.models.licence import licence_of
 from recft.models.merging import PROGRESS
-from recft.models.text_model import TextModel, remembering
+from recft.models.text_model import TextModel
 from recft.recipe import Recipe
 from recft.reports.model_card import model_card
 from recft.run import (
@@ -43,10 +42,10 @@ from recft.training.certifying import Asked, certify
 from recft.training.distilling import distilled
 from recft.training.draft import DESCRIPTION, MARKER, claim, drafting, named, place
 from recft.training.exam import Exam
-from recft.training.held_out import held_out, rows_of
+from recft.training.held_out import held_out
 from recft.training.onto import Choice, choose
 from recft.training.opened import exam_of, open_run
-from recft.training.reference import k_bit_noise, merge_of, model_of, plain_lora_of, reference
+from recft.training.reference import k_bit_noise, merge_of, model_of, plain_lora_of, reference, tuned_rows
 from recft.training.servings import read_servings
 
 __all__ = ["CARD", "DESCRIPTION", "FORMAT", "ITEMS", "ROWS", "export"]
@@ -276,10 +275,7 @@ class _Export:
         names = self._metrics()
         exams = ((split, exam_of(self.recipe, self.store, split, names)) for split in ("test", "valid", "train"))
         split, exam = next((split, exam) for split, exam in exams if len(exam.records))
-        tuned = reference(self.recipe, self.folder, onto.weights)
-        serving = tuned.model.serving
-        encode = remembering(Encoder(tuned.model, tuned.tokenizer))
-        return split, rows_of(held_out(exam, self.recipe.export.rows), encode, serving, tuned.tokenizer)
+        return split, tuned_rows(self.recipe, self.folder, onto.weights, held_out(exam, self.recipe.export.rows))
 
     def _metrics(self) -> tuple[str, ...]:
         monitor = registry.load("recft.tasks", self.recipe.task.name).monitor

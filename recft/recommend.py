@@ -16,7 +16,6 @@ from recft.data.store import Records, Store
 from recft.errors import DataError, RecipeError, problem
 from recft.export import DESCRIPTION, ITEMS
 from recft.exports._base import Opening
-from recft.exports._vectors import read_ids
 from recft.models.encoder import Encoder
 from recft.models.text_model import Serving
 from recft.run import Listener, atomic_file, silent
@@ -290,7 +289,7 @@ def _open_export(folder: Path, name: str | None, items: Path | None, trust: bool
         None,
         likelihoods if _ranks_by_likelihood(task, serving) else None,
         # Of other items than the export's the index knows nothing: they are read.
-        engine.search if engine.search and read_ids(folder)["id"].equals(catalogue["id"]) else None,
+        engine.search if list(engine.searched) == catalogue["id"].to_list() else None,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "K_BIT",
     "DataSettings",
     "EvalSettings",
     "ExportSettings",
@@ -22,6 +23,9 @@ __all__ = [
     "TaskSettings",
     "TuneSettings",
 ]
+
+K_BIT = ("int8", "nf4", "fp4")
+"""Ways of writing a weight in fewer than 16 bits that bitsandbytes has."""
 
 Output = Literal["ranking", "labels", "values", "classes", "likelihood"]
 """What a task's scores are: an order of candidates, a probability of yes for each pair, a number for each pair, a

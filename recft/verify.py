@@ -12,14 +12,13 @@ from recft.export import DESCRIPTION, FORMAT, ROWS
 from recft.exports._base import Opening
 from recft.exports._rows import Rows
 from recft.models.base import base_hash
-from recft.models.encoder import Encoder
-from recft.models.text_model import Serving, remembering
+from recft.models.text_model import Serving
 from recft.run import Listener, hash_file, read_json, silent
 from recft.schema import ModelSettings
 from recft.training.certifying import Asked, certify
-from recft.training.held_out import held_out, rows_of
+from recft.training.held_out import held_out
 from recft.training.opened import exam_of, open_run
-from recft.training.reference import reference
+from recft.training.reference import tuned_rows
 
 __all__ = ["open_export", "verify"]
 
@@ -243,9 +242,7 @@ def _rows(folder: Path, description: dict[str, Any], asked: Asked, run: Path | N
     )
     split = description["certificate"].get("split", "test")
     exam = held_out(exam_of(recipe, store, split, asked.metrics), recipe.export.rows)
-    tuned = reference(recipe, opened.folder, description["onto"]["weights"])
-    encode = remembering(Encoder(tuned.model, tuned.tokenizer))
-    return rows_of(exam, encode, asked.serving, tuned.tokenizer)
+    return tuned_rows(recipe, opened.folder, description["onto"]["weights"], exam)
 
 
 def _check_source(run: Path, what: str, expected: object, found: object) -> None:

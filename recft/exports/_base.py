@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from recft.models.text_model import Serving, TextModel
     from recft.models.tokens import Text
 
-__all__ = ["Catalogue", "Engine", "Export", "FittedLora", "NoSettings", "Opening", "Serve", "Source"]
+__all__ = ["Catalogue", "Engine", "Export", "FittedLora", "NoSettings", "Opening", "Serve", "Source", "other_target"]
 
-_other = partial(registry.load, "recft.exports")
+other_target = partial(registry.load, "recft.exports")
 
 
 class NoSettings(Settings):
@@ -104,7 +104,7 @@ class Source:
     prompts: Mapping[str, str] = field(default_factory=dict)
     texts: Callable[[int], list[Text]] = lambda _most: []
     fit: Callable[..., FittedLora] | None = None
-    others: Callable[[str], Export] = _other
+    others: Callable[[str], Export] = other_target
     listen: Listener = silent
 
     def need_merge(self) -> Merge:
@@ -139,7 +139,7 @@ class Opening:
     serving: Serving
     trust: bool = False
     tolerances: Tolerances = field(default_factory=Tolerances)
-    others: Callable[[str], Export] = _other
+    others: Callable[[str], Export] = other_target
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,7 @@ class Engine:
         other_side: `encode` with the padding on the other side; None where the engine pads by itself or not at all.
         search: vectors (B, D), depth -> item numbers (B, depth), -1 where there is none, and scores (B, depth): where
             the artefact holds the items' vectors. Then `encode` need not be asked for the catalogue.
+        searched: the ids of the items that `search` numbers.
         own: further measurements that only this target has: rows -> (figures, what is wrong in words).
         distilled: whether its weights were fitted to the tuned model's outputs: it is judged by how close it comes.
     """
@@ -169,6 +170,7 @@ class Engine:
     tokens: Callable[[Sequence[Text]], list[list[int]]] | None = None
     other_side: Callable[[Sequence[Text]], np.ndarray] | None = None
     search: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]] | None = None
+    searched: Sequence[str] = ()
     own: Callable[[Rows], tuple[dict[str, Any], list[str]]] | None = None
     distilled: bool = False
 

@@ -14,14 +14,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from recft.exports._base import Serve
+from recft.models.base import PUBLISHED
 
 __all__ = ["RANKS", "in_peft", "in_vllm"]
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's `--max-lora-rank` may be."""
-
-PUBLISHED = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
-"""The bundled base, by the name that others know."""
 
 BITS: Mapping[str, str] = {
     "int8": "load_in_8bit=True",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recft.exports._base import Serve
+from recft.exports._servers import example
 
 __all__ = ["servers"]
 
@@ -48,13 +49,10 @@ def _lines(description: Mapping[str, Any]) -> str:
         return TAIL.format(body=CHAT if chat else '"BODY"', begin="[]" if chat else BEGIN)
     if serving["head"] == "embedding":
         return OPEN + RUN.format(texts=[f"{task.get('query_prompt') or ''}red chair"], cut=True, found="vectors")
-    before, between, after = (str(task.get(part) or "") for part in ("before", "between", "after"))
-    if "between" not in task:
-        return OPEN + RUN.format(texts=[f"{before}TEXT{after}"], cut=True, found="logits")
-    first, second = f"{before}HISTORY", f"{between}ITEM{after}"
-    if "query_first" in task:
-        product, query = f"{before}PRODUCT", f"{between}QUERY{after}"
-        first, second = (query, product) if task["query_first"] else (product, query)
+    texts = example(task)
+    if len(texts) == 1:
+        return OPEN + RUN.format(texts=list(texts), cut=True, found="logits")
+    first, second = texts
     if serving["kind"] == "causal":
         note = f"# keep it within {serving['max_tokens']} tokens: cut the first part, the end holds the question\n"
         return OPEN + note + RUN.format(texts=[first + second], cut=False, found="logits")

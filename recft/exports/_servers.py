@@ -13,7 +13,7 @@ from typing import Any
 
 from recft.exports._base import Serve
 
-__all__ = ["classifier_servers", "embedding_servers"]
+__all__ = ["classifier_servers", "embedding_servers", "example"]
 
 TEI, VLLM = "text-embeddings-router --model-id FOLDER --port 8080", "vllm serve FOLDER --runner pooling"
 TEI_BODY, VLLM_BODY = "http://localhost:8080", "http://localhost:8000"
@@ -42,7 +42,7 @@ def embedding_servers(description: Mapping[str, Any]) -> list[Serve]:
 
 def classifier_servers(description: Mapping[str, Any]) -> list[Serve]:
     """How a cross-encoder or a classifier is served."""
-    texts, serving = _example(description["task"]), description["serving"]
+    texts, serving = example(description["task"]), description["serving"]
     joined = serving["kind"] == "causal"
     order = f"  # this order: {' then '.join(_capitals(texts))}" if len(texts) > 1 else ""
     library = (
@@ -58,7 +58,7 @@ def classifier_servers(description: Mapping[str, Any]) -> list[Serve]:
     ]
 
 
-def _example(task: Mapping[str, Any]) -> tuple[str, ...]:
+def example(task: Mapping[str, Any]) -> tuple[str, ...]:
     """What a model of this task reads: one text or two, in order, capitals standing for the shop's own."""
     before, between, after = (str(task.get(part) or "") for part in ("before", "between", "after"))
     if "between" not in task:

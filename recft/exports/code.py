@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from recft.errors import ExportError, problem
 from recft.exports._base import Engine, NoSettings, Opening, Serve, Source
 from recft.exports._engine import ROWS, ROWS_OF_LOGITS, batched, numbers, save_tokenizer, tokens, unreadable
+from recft.exports._left import LeftPadded
 from recft.registry import Refusal
 from recft.run import write_json, write_text
 
@@ -129,7 +130,7 @@ class Code:
             tokenizer,
             str(model.dtype).removeprefix("torch."),
             # An encoder's own places in the text depend on the side, with or without an adapter.
-            other_side=compute(_padded_left(model)) if serving.kind == "causal" else None,
+            other_side=compute(LeftPadded(model, told=False)) if serving.kind == "causal" else None,
         )
 
     def serve(self, description: Mapping[str, Any]) -> list[Serve]:
@@ -265,30 +266,6 @@ def _load(folder: Path, carrier: str) -> tuple[Any, PreTrainedTokenizerBase]:
     if different:
         raise unreadable(folder, ValueError(f"{len(different)} tensors differ, the first '{different[0]}'"))
     return model, tokenizer
-
-
-def _padded_left(model: Any) -> Any:
-    """`model` as a function of a batch padded on the right, which it is given padded on the left."""
-    import torch
-
-    def run(**batch: Any) -> Any:
-        mask = batch["attention_mask"]
-        width = mask.shape[1]
-        shift = width - mask.sum(dim=1, keepdim=True)  # (B, 1)
-        places = torch.arange(width, device=mask.device)[None]
-        there, back = (places - shift) % width, (places + shift) % width  # (B, T)
-        moved = {name: v.gather(1, there) if isinstance(v, torch.Tensor) else v for name, v in batch.items()}
-        outputs = model(**moved)
-        for name in ("logits", "last_hidden_state"):
-            found = outputs.get(name)
-            if found is not None and found.ndim == 3:
-                outputs[name] = found.gather(1, back[:, :, None].expand_as(found))
-        if outputs.get("last_hidden_state") is None and outputs.get("hidden_states"):
-            found = outputs.hidden_states[-1]
-            outputs["hidden_states"] = (found.gather(1, back[:, :, None].expand_as(found)),)
-        return outputs
-
-    return run
 
 
 MEMBER = Code()

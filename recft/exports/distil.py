@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from recft.errors import ExportError, problem
-from recft.exports._base import Engine, Export, Opening, Serve, Source, _other
+from recft.exports._base import Engine, Export, Opening, Serve, Source, other_target
 from recft.registry import Refusal
 from recft.run import read_json, write_json
 from recft.schema import Positive, Settings
@@ -111,7 +111,7 @@ class Distil:
 
     def serve(self, description: Mapping[str, Any]) -> list[Serve]:
         """As a merged model."""
-        merged: Export = _other(MERGED)
+        merged: Export = other_target(MERGED)
         return merged.serve(description)
 
 

@@ -129,7 +129,7 @@ class Index:
             ExportError: the tower, the vectors, the ids and the index do not belong together.
         """
         require(("faiss",), "index")
-        from recft.exports import _faiss
+        from recft.exports import _faiss, _vectors
         from recft.exports._index_checks import measured, read_description, refuse_changed, refuse_unequal
 
         described = read_description(folder)
@@ -151,6 +151,7 @@ class Index:
             version=f"{_faiss.faiss().__version__}, {tower.version}",
             dtype=described["dtype"],
             search=search,
+            searched=_vectors.read_ids(folder)["id"].to_list(),
             own=own,
         )
 

@@ -25,6 +25,7 @@ from recft.exports._engine import (
 )
 from recft.exports._left import left_padded
 from recft.registry import Refusal
+from recft.schema import K_BIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MEMBER"]
 
-KBIT = ("int8", "nf4", "fp4")
-
 
 @dataclass(frozen=True)
 class Merged:
@@ -49,7 +48,7 @@ class Merged:
     needs: tuple[str, ...] = ("merge",)
     extra: str | None = None
     carries_base: bool = True
-    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16", *KBIT)
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16", *K_BIT)
     refusals: tuple[Refusal, ...] = ()
 
     def write(self, source: Source, folder: Path) -> None:
@@ -84,7 +83,7 @@ def _load(folder: Path, how: Opening) -> tuple[PreTrainedModel, str]:
     import torch
     import transformers
 
-    from recft.models.base import AUTO_CLASS, _steady_quantized_layers, config_of, device_of, quiet
+    from recft.models.base import AUTO_CLASS, config_of, device_of, quiet, steady_quantized_layers
     from recft.schema import ModelSettings
 
     device = device_of()
@@ -107,7 +106,7 @@ def _load(folder: Path, how: Opening) -> tuple[PreTrainedModel, str]:
         torch.nn.Module.to(model, device)
         return model, str(model.dtype).removeprefix("torch.")
     # The library's kernels for evaluation repack or round in place; what is certified is the weights.
-    _steady_quantized_layers(model, device)
+    steady_quantized_layers(model, device)
     plain = stored if isinstance(stored, Mapping) else stored.to_dict()
     return model, "int8" if plain.get("load_in_8bit") else plain["bnb_4bit_quant_type"]
 
@@ -147,7 +146,7 @@ def _vllm(serving: Mapping[str, Any], dtype: str) -> Serve:
     elif serving["head"] == "classifier":
         # Without its softmax or sigmoid: temperature and calibration are applied to logits.
         line += " --runner pooling --convert classify --pooler-config '{\"use_activation\": false}'"
-    if dtype in KBIT:
+    if dtype in K_BIT:
         line += " --quantization bitsandbytes"
     elif dtype == "float32":
         line += " --dtype float32"
@@ -165,7 +164,7 @@ def _tei(serving: Mapping[str, Any], dtype: str) -> Serve:
         return Serve(
             engine, refused="of causal bases it knows a few only; use vLLM, or export to sentence-transformers"
         )
-    if dtype in (*KBIT, "bfloat16"):
+    if dtype in (*K_BIT, "bfloat16"):
         return Serve(engine, refused=f"it computes in float32 or float16, not in {dtype}; export in one of these")
     if serving["head"] == "classifier" and serving.get("columns"):
         return Serve(engine, refused="it serves one task's scores, and this head holds several tasks'; take onnx")

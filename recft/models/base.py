@@ -20,15 +20,20 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
+    "PUBLISHED",
     "Base",
+    "attention_of",
     "base_hash",
     "compute_dtype",
     "config_of",
     "device_of",
+    "k_bit_config",
     "kind_of",
     "load_base",
     "quiet",
     "resolve",
+    "set_dropout_off",
+    "steady_quantized_layers",
     "tokenizer_of",
 ]
 
@@ -36,6 +41,9 @@ __all__ = [
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+PUBLISHED = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
+"""The bundled base, by the name that others know."""
 
 DECIDING = ("*.safetensors", "config.json", "tokenizer*", "vocab*", "merges.txt", "*tokens*.json", "chat_template*")
 """Files of a base that decide what its model makes of a text."""
@@ -249,7 +257,7 @@ def load_base(
     extra: dict[str, Any] = {"num_labels": n_labels} if head == "classifier" else {}
     if settings.quantization != "none":
         with quiet():
-            extra |= {"quantization_config": _quantization(settings, dtype), "device_map": {"": str(device)}}
+            extra |= {"quantization_config": k_bit_config(settings, dtype), "device_map": {"": str(device)}}
     torch.manual_seed(seed)
     try:
         with quiet():
@@ -257,7 +265,7 @@ def load_base(
                 resolve(settings.base),
                 dtype=dtype,
                 use_safetensors=True,
-                attn_implementation=_attention(settings, device, dtype),
+                attn_implementation=attention_of(settings, device, dtype),
                 output_loading_info=True,
                 **_hub(settings),
                 **extra,
@@ -277,14 +285,15 @@ def load_base(
         # By it a stock causal classifier finds a text's last token.
         model.config.pad_token_id = tokenizer_of(settings).pad_token_id
     model.eval().requires_grad_(False)
-    _set_dropout_off(model)
+    set_dropout_off(model)
     if settings.quantization != "none":
-        _steady_quantized_layers(model, device)
+        steady_quantized_layers(model, device)
     missing: Mapping[str, Any] | set[str] = info["missing_keys"]
     return Base(model=model, new_parameters=tuple(sorted(name for name in missing if not name.startswith("pooler."))))
 
 
-def _attention(settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> str:
+def attention_of(settings: ModelSettings, device: torch.device, dtype: torch.dtype) -> str:
+    """The attention implementation that a base is loaded with."""
     if settings.attention != "auto":
         return settings.attention
     return "eager" if device.type == "cpu" and dtype.itemsize == 2 else "sdpa"
@@ -300,7 +309,8 @@ def base_hash(settings: ModelSettings) -> str:
     return f"{settings.base}@{commit or settings.revision or 'main'}"
 
 
-def _quantization(settings: ModelSettings, dtype: torch.dtype) -> Any:
+def k_bit_config(settings: ModelSettings, dtype: torch.dtype) -> Any:
+    """What tells transformers' loader which layers become k-bit, and how."""
     from transformers import BitsAndBytesConfig
 
     if settings.quantization == "int8":
@@ -314,8 +324,11 @@ def _quantization(settings: ModelSettings, dtype: torch.dtype) -> Any:
     )
 
 
-def _set_dropout_off(model: Any) -> None:
-    # A frozen base is a fixed function: only the adapter's own dropout (tune.dropout) may make it random.
+def set_dropout_off(model: Any) -> None:
+    """Switches the base's own dropout off.
+
+    A frozen base is a fixed function: only the adapter's dropout (tune.dropout) may make it random.
+    """
     import torch
 
     for module in model.modules():
@@ -325,7 +338,7 @@ def _set_dropout_off(model: Any) -> None:
             module.attention_dropout = 0.0
 
 
-def _steady_quantized_layers(model: PreTrainedModel, device: torch.device) -> None:
+def steady_quantized_layers(model: PreTrainedModel, device: torch.device) -> None:
     """Makes k-bit layers compute the same in training and evaluation.
 
     On a CPU with AVX512-BF16, bitsandbytes repacks 4-bit weights in place at the first evaluation forward, after

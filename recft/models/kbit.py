@@ -9,9 +9,8 @@ from torch import Tensor
 
 from recft.models.tensor_files import Planned
 
-__all__ = ["KINDS", "planned", "serialized", "through_bits"]
+__all__ = ["planned", "serialized", "through_bits"]
 
-KINDS = ("int8", "nf4", "fp4")
 
 _BLOCK, _BLOCK_OF_SCALES = 64, 256
 """Weights that share a scale, and scales that share one where they are quantized too: bitsandbytes' own."""

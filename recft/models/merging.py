@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from recft.errors import ExportError, problem
-from recft.models.base import _attention, _quantization, _set_dropout_off, quiet
-from recft.models.kbit import KINDS
+from recft.models.base import attention_of, k_bit_config, quiet, set_dropout_off
 from recft.models.shards import PROGRESS, SHARD_BYTES, write_shards
 from recft.models.stock import base_file, quantized_layers, stock_of
 from recft.models.weight_pass import Bits, WeightPass
 from recft.run import Listener, hash_bytes, silent
-from recft.schema import ModelSettings
+from recft.schema import K_BIT, ModelSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,11 +66,11 @@ class Merge:
                 config=config,
                 state_dict=dict(work.values()),
                 dtype=torch.float32,
-                attn_implementation=_attention(self.model, torch.device("cpu"), torch.float32),
+                attn_implementation=attention_of(self.model, torch.device("cpu"), torch.float32),
             )
         model.config.name_or_path = self.model.base
         model.eval().requires_grad_(False)
-        _set_dropout_off(model)
+        set_dropout_off(model)
         return model
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -99,8 +98,8 @@ class Merge:
         Raises:
             ExportError: merging changed no weight, this base cannot be merged, or the disk is full.
         """
-        plain = getattr(torch, self.model.compute_dtype if dtype in KINDS else dtype)
-        bits, quantization = self._bits(dtype, plain) if dtype in KINDS else (Bits(), None)
+        plain = getattr(torch, self.model.compute_dtype if dtype in K_BIT else dtype)
+        bits, quantization = self._bits(dtype, plain) if dtype in K_BIT else (Bits(), None)
         work = self._pass(plain, bits)
         self._write_config(work.stock.model, plain, quantization, folder)
         fingerprint = self._fingerprint(dtype, shard_bytes) if self.identity else ""
@@ -131,7 +130,7 @@ class Merge:
                     "export in float32, bfloat16 or float16",
                 )
             )
-        loading = _quantization(settings, dtype)
+        loading = k_bit_config(settings, dtype)
         # One by one where that says the same: not every engine reads patterns.
         if all(should_convert_module(layer, plain) for layer in layers):
             loading.llm_int8_skip_modules = plain

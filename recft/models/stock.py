@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from recft.errors import ExportError, ModelError, problem
-from recft.models.base import AUTO_CLASS, _quantization, config_of, quiet, resolve, tokenizer_of
+from recft.models.base import AUTO_CLASS, config_of, k_bit_config, quiet, resolve, tokenizer_of
 from recft.models.tensor_files import Stored, read, stored_in
 from recft.schema import ModelSettings
 
@@ -119,7 +119,7 @@ def quantized_layers(
 
     model = _empty(settings, head, n_outputs, dtype)
     with quiet():
-        quantizer = AutoHfQuantizer.from_config(_quantization(settings, dtype), pre_quantized=False)
+        quantizer = AutoHfQuantizer.from_config(k_bit_config(settings, dtype), pre_quantized=False)
         quantizer.preprocess_model(model=model, dtype=dtype, device_map={"": "cpu"})
     kinds = bnb.nn.Linear4bit | bnb.nn.Linear8bitLt
     layers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}

@@ -13,6 +13,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from recft.exports._base import Serve
+from recft.models.base import PUBLISHED
 from recft.reports import reading, tables
 from recft.reports._markdown import fenced, plain_text, table
 from recft.reports._reads import how_it_reads
@@ -37,9 +38,6 @@ PIPELINES = {
     "answers": "text-classification",
     "likelihood": "text-generation",
 }
-PUBLISHED = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
-"""Where the bundled base was published."""
-
 NAMES_FILES = ("path", "valid", "test", "base", "start_from", "synonyms")
 """Keys of a recipe whose values are files."""
 

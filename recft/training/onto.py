@@ -17,6 +17,7 @@ from recft.metrics import _base as metrics
 from recft.models.encoder import Encoder
 from recft.recipe import Recipe
 from recft.run import Listener, RunFolder
+from recft.schema import K_BIT
 from recft.training.exam import Exam
 from recft.training.opened import exam_of
 from recft.training.reference import merge_of, reference
@@ -24,8 +25,6 @@ from recft.training.scoring import score_model
 from recft.training.servings import read_servings
 
 __all__ = ["Choice", "choose"]
-
-K_BIT = ("int8", "nf4", "fp4")
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,17 @@ from recft.methods._base import SAVED_PREFIX
 from recft.models.base import base_hash
 from recft.models.encoder import Encoder
 from recft.models.merging import Merge
-from recft.models.text_model import Serving
+from recft.models.text_model import Serving, remembering
 from recft.models.weights import float32_base
 from recft.recipe import Recipe
 from recft.run import RunFolder, hash_folder, read_json
 from recft.schema import ModelSettings
 from recft.training.assemble import Tuned, load_adapter, open_adapter
+from recft.training.exam import Exam
+from recft.training.held_out import rows_of
 from recft.training.servings import read_servings
 
-__all__ = ["k_bit_noise", "merge_of", "model_of", "plain_lora_of", "reference"]
+__all__ = ["k_bit_noise", "merge_of", "model_of", "plain_lora_of", "reference", "tuned_rows"]
 
 NOISE_CONTEXTS, NOISE_ITEMS = 64, 400
 """How many of the rows the k-bit noise is measured on: one of its passes takes each text alone."""
@@ -46,6 +48,13 @@ def reference(recipe: Recipe, folder: RunFolder, onto: str) -> Tuned:
     dtype = getattr(torch, model.compute_dtype)
     base = float32_base(model, serving.carrier, dtype, onto, recipe.seed, serving.n_outputs)
     return open_adapter(recipe, folder.adapter, torch.device("cpu"), base)
+
+
+def tuned_rows(recipe: Recipe, folder: RunFolder, onto: str, exam: Exam) -> Rows:
+    """The exam's texts and what the tuned model over these weights makes of them: what a certificate compares with."""
+    tuned = reference(recipe, folder, onto)
+    encode = remembering(Encoder(tuned.model, tuned.tokenizer))
+    return rows_of(exam, encode, tuned.model.serving, tuned.tokenizer)
 
 
 def merge_of(recipe: Recipe, folder: RunFolder, onto: str) -> Merge | None:

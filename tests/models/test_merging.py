@@ -31,7 +31,7 @@ from transformers import (
 
 from recft.errors import ExportError, ModelError
 from recft.models import tensor_files, weight_pass
-from recft.models.base import NEVER_QUANTIZED, _steady_quantized_layers
+from recft.models.base import NEVER_QUANTIZED, steady_quantized_layers
 from recft.models.kbit import planned, serialized
 from recft.models.merging import PROGRESS, Merge
 from recft.models.shards import INDEX, Piece, write_shards
@@ -358,7 +358,7 @@ def test_bits_in_place_are_those_that_a_loader_makes(
     assert any("bit" in type(module).__name__ for module in found.modules())
     assert_same(found.state_dict(), wanted.state_dict())
     for model in (found, wanted):
-        _steady_quantized_layers(model, torch.device("cpu"))
+        steady_quantized_layers(model, torch.device("cpu"))
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     with torch.no_grad():
         assert torch.equal(found(ids)[0], wanted(ids)[0])
