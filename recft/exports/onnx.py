@@ -31,7 +31,6 @@ from recft.exports._engine import (
     unreadable,
 )
 from recft.exports._onnx_graph import described, tidy
-from recft.exports._onnx_int8 import quantize
 from recft.exports._onnx_servers import servers
 from recft.registry import Refusal
 from recft.run import write_json
@@ -67,6 +66,7 @@ class Onnx:
 
     def write(self, source: Source, folder: Path) -> None:
         """Writes `model.onnx` (and `model.onnx.data` beyond 2 GB), `graph.json` and the tokenizer's files."""
+        from recft.exports._onnx_int8 import quantize
         from recft.models.text_model import TextModel
 
         require(("onnx", "onnxscript"), "onnx")

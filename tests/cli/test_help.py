@@ -98,6 +98,12 @@ def test_nothing_heavy_is_imported(words: list[str]) -> None:
     subprocess.run([sys.executable, "-c", SCRIPT.format(words=words)], check=True, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.parametrize("listing", ["methods", "exports"])
+def test_targets_and_methods_are_listed_without_numpy(listing: str) -> None:
+    script = SCRIPT.format(words=[listing]) + "assert 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+
+
 def test_completion_imports_nothing_heavy() -> None:
     script = """
 import os, sys
