@@ -118,7 +118,14 @@ class Method(Protocol):
     def expected_parameters(self, model: PreTrainedModel, config: Any) -> int:
         """The number of trainable parameters by the method's formula, counted without attaching."""
 
-    def merge(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str, weight: Tensor) -> Tensor:
+    def merge(
+        self,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        name: str,
+        weight: Tensor,
+        rows: slice | None = None,
+    ) -> Tensor:
         """The merged weight of the module `name`, float32; `weight` itself where the adapter does not touch it.
 
         Args:
@@ -126,6 +133,7 @@ class Method(Protocol):
             tensors: the saved adapter, by PEFT's saved names.
             name: the module's name in the transformers model, without `.weight`.
             weight: the base's weight, float32, (out, in).
+            rows: `weight` is these rows of it alone, in memory that may be used for the result.
 
         Raises:
             ExportError: this method has no weights to merge into.

@@ -160,6 +160,7 @@ class BottleneckMethod:
         tensors: Mapping[str, Tensor],  # noqa: ARG002
         name: str,  # noqa: ARG002
         weight: Tensor,  # noqa: ARG002
+        rows: slice | None = None,  # noqa: ARG002
     ) -> Tensor:
         """Never comes back: the activation between the two layers leaves no weight to add to."""
         raise ExportError(

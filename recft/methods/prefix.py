@@ -132,6 +132,7 @@ class PrefixMethod:
         tensors: Mapping[str, Tensor],  # noqa: ARG002
         name: str,  # noqa: ARG002
         weight: Tensor,  # noqa: ARG002
+        rows: slice | None = None,  # noqa: ARG002
     ) -> Tensor:
         """Never comes back: a prefix changes what is attended to, not a weight.
 
