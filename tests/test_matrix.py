@@ -21,7 +21,8 @@ from recft.evaluate import evaluate
 from recft.export import export
 from recft.methods._base import SAVED_PREFIX
 from recft.models.base import quiet
-from recft.models.text_model import TextModel, encode
+from recft.models.encoder import encode
+from recft.models.text_model import TextModel
 from recft.recipe import Recipe
 from recft.run import read_json
 from recft.training import assemble

@@ -1,4 +1,4 @@
-"""How likely every item of a catalogue is after a history, exactly, and any tails after bodies that they share."""
+"""How likely every item of a catalogue is after a history, exactly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recft.models.packed import Before, batches_by_length, check, hidden_of, log_p, read
+from recft.models.packed import Before, batches_by_length, check, hidden_of, read
+from recft.models.token_log_p import log_p
 from recft.models.tokens import Tokens
 from recft.models.trie import Piece, Trie
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from recft.models.text_model import Serving
 
-__all__ = ["bodies_of", "catalogue_trie", "likelihoods", "score_catalogue"]
+__all__ = ["bodies_of", "catalogue_trie", "score_catalogue"]
 
 PAD_TO = 32
 """Packed tokens are rounded up to a multiple of this: few different shapes."""
@@ -110,74 +111,3 @@ def _rows(arrays: Sequence[np.ndarray], width: int) -> np.ndarray:
     for number, array in enumerate(arrays):
         table[number, : len(array)] = array
     return table
-
-
-@torch.no_grad()
-def likelihoods(base: PreTrainedModel, tokens: Sequence[Tokens], chunk_tokens: int = 4096) -> np.ndarray:
-    """(sum of log p of the tail's tokens in nats, their number) of each text, (n, 2) float32.
-
-    Bodies that are equal go through the model once, and so does what their tails share.
-
-    Args:
-        base: a causal model with its head, in evaluation mode.
-        tokens: as `models.tokens.tokenize` gives them for a likelihood: `input_ids` and `tail_mask`.
-        chunk_tokens: tokens at a time; bounds memory.
-
-    Raises:
-        ModelError: the model cannot read packed tokens.
-    """
-    groups: dict[tuple[int, ...], list[int]] = {}
-    tails = []
-    for row, text in enumerate(tokens):
-        before, tail = _apart(text)
-        groups.setdefault(tuple(before), []).append(row)
-        tails.append(tail)
-    found = np.empty((len(tokens), 2), np.float32)
-    found[:, 1] = [len(tail) for tail in tails]
-    small = []
-    for body, rows in groups.items():
-        trie = Trie.build([tails[row] for row in rows])
-        if trie.n_inner > chunk_tokens:
-            found[rows, 0] = score_catalogue(base, [body], trie, chunk_tokens)[0]
-        else:
-            small.append((body, rows, trie))
-    for group in _batches(small, chunk_tokens):
-        for (_, rows, _), values in zip(group, _score_each(base, group), strict=True):
-            found[rows, 0] = values
-    return found
-
-
-_Group = tuple[tuple[int, ...], list[int], Trie]
-"""A body, the rows that have it, and the trie of their tails."""
-
-
-def _batches(groups: list[_Group], chunk_tokens: int) -> list[list[_Group]]:
-    """Groups of like size, together within `chunk_tokens` when padded."""
-
-    def size(group: _Group) -> int:
-        return len(group[0]) + group[2].n_inner
-
-    batches: list[list[_Group]] = []
-    widths = (0, 0)
-    for group in sorted(groups, key=size, reverse=True):
-        widths = (max(widths[0], len(group[0])), max(widths[1], group[2].n_inner))
-        if batches and (len(batches[-1]) + 1) * sum(widths) <= chunk_tokens:
-            batches[-1].append(group)
-        else:
-            batches.append([group])
-            widths = (len(group[0]), group[2].n_inner)
-    return batches
-
-
-def _score_each(base: PreTrainedModel, groups: list[_Group]) -> list[np.ndarray]:
-    """The sums of each group's tails: one row of a batch for each group."""
-    check(base, max(len(body) + int(trie.depth[-1]) for body, _, trie in groups))
-    before = read(base, [body for body, _, _ in groups])
-    pieces = [trie.pieces(trie.n_inner)[0] for _, _, trie in groups]
-    values = _log_p_of(base, before, pieces).cpu().split([len(piece.child) for piece in pieces])
-    scores = []
-    for (_, _, trie), piece, value in zip(groups, pieces, values, strict=True):
-        each = torch.zeros(1, trie.n_nodes)
-        each[0, torch.from_numpy(piece.child)] = value
-        scores.append(_sums(trie, each)[0, trie.node_of_item].numpy())
-    return scores

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from recft.models.catalogue_likelihood import bodies_of, catalogue_trie, score_catalogue
 from recft.models.generation import generate, generate_free
-from recft.models.text_model import TextModel, encode
+from recft.models.passes import passes
+from recft.models.text_model import TextModel
 from recft.models.tokens import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Encoder"]
+__all__ = ["Encoder", "encode", "remembering"]
 
 PACKED_TOKENS = 4096
 
@@ -63,3 +65,41 @@ class Encoder:
         ids = bodies_of(self.model.serving, self.tokenizer, bodies, longest)
         search = generate_free if free else generate
         return search(self.model.base, ids, trie, beams, beams, chunk_tokens=min(self.chunk_tokens, PACKED_TOKENS))
+
+
+@torch.no_grad()
+def encode(
+    model: TextModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], chunk_tokens: int = 16384
+) -> np.ndarray:
+    """What the model makes of each text, (N, K) float32; equal texts are computed once."""
+    different = list(dict.fromkeys(texts))
+    place = {text: row for row, text in enumerate(different)}
+    found = np.zeros((0, 0), np.float32)
+    for rows, values in _encode_chunks(model, tokenizer, different, chunk_tokens):
+        if not found.size:
+            found = np.empty((len(different), values.shape[1]), np.float32)
+        found[rows] = values
+    return found[[place[text] for text in texts]]
+
+
+def remembering(encode: Callable[[Sequence[Any]], np.ndarray]) -> Callable[[Sequence[Any]], np.ndarray]:
+    """The same function of texts, computing each text once."""
+    known: dict[Any, np.ndarray] = {}
+
+    def remember(texts: Sequence[Any]) -> np.ndarray:
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        known.update(zip(new, encode(new), strict=True) if new else ())
+        return np.stack([known[text] for text in texts]) if len(texts) else np.zeros((0, 0), np.float32)
+
+    return remember
+
+
+def _encode_chunks(
+    model: TextModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], chunk_tokens: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    window = 20_000  # texts tokenized at a time: memory stays flat, and lengths still group well
+    pad_id = int(tokenizer.pad_token_id or 0)
+    for start in range(0, len(texts), window):
+        tokens = model.serving.tokens(tokenizer, texts[start : start + window])
+        for one in passes(model, tokens, pad_id, chunk_tokens):
+            yield start + one.texts, one.outputs().cpu().numpy()

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from recft.errors import ModelError, problem
-from recft.models.packed import Before, batches_by_length, capped, check, hidden_of, log_p, read, row_blocks, vocabulary
+from recft.models.packed import Before, batches_by_length, check, hidden_of, read
+from recft.models.token_log_p import capped, log_p, row_blocks, vocabulary
 from recft.models.trie import NOTHING, Trie, spread
 
 if TYPE_CHECKING:

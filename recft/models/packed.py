@@ -21,15 +21,13 @@ from recft.errors import ModelError, problem
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Before", "batches_by_length", "capped", "check", "hidden_of", "log_p", "read", "row_blocks", "vocabulary"]
+__all__ = ["NOT_FOR_THIS", "Before", "additive", "batches_by_length", "check", "hidden_of", "narrowest_window", "read"]
 
 PAD_TO = 8
 """Bodies are rounded up to a multiple of this: few different shapes, so that kernels are set up once."""
 
-BLOCK_NUMBERS = {"cpu": 2**22, "cuda": 2**26}
-"""Logits that are held at a time: on a CPU what stays in its caches, which is half as fast again as 2**25."""
-
 NOT_FOR_THIS = (TypeError, ValueError, RuntimeError, AttributeError, IndexError)
+"""What an architecture raises that cannot be read like this."""
 
 _checked: WeakSet[nn.Module] = WeakSet()
 
@@ -113,18 +111,22 @@ def hidden_of(base: PreTrainedModel, before: Before, ids: Tensor, depth: Tensor,
         depth: (B, M) how many packed tokens come before each in its continuation.
         sees: (B, M, S) which of the S packed tokens so far each of these sees; it sees itself.
     """
-    n_rows, n_tokens = ids.shape
+    n_tokens = ids.shape[1]
     body = torch.arange(before.width, device=ids.device)[None] < before.lengths[:, None]  # (B, W)
-    allowed = torch.cat([body[:, None].expand(-1, n_tokens, -1), sees], dim=-1)
-    # Added, not true and false: eager attention would take these for numbers.
-    dtype = _dtype(base)
-    mask = torch.zeros(n_rows, 1, *allowed.shape[1:], dtype=dtype, device=ids.device)
-    mask.masked_fill_(~allowed[:, None], torch.finfo(dtype).min)
+    mask = additive(base, torch.cat([body[:, None].expand(-1, n_tokens, -1), sees], dim=-1))
     positions = before.lengths[:, None] + depth
     hidden: Tensor = _body(base)(
         input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=before.cache, use_cache=True
     ).last_hidden_state
     return hidden
+
+
+def additive(base: PreTrainedModel, sees: Tensor) -> Tensor:
+    """A mask of who sees whom, (B, M, S), as attention adds it: (B, 1, M, S) in the activations' dtype."""
+    # Added, not true and false: eager attention would take these for numbers.
+    dtype = _dtype(base)
+    mask = torch.zeros(len(sees), 1, *sees.shape[1:], dtype=dtype, device=sees.device)
+    return mask.masked_fill_(~sees[:, None], torch.finfo(dtype).min)
 
 
 def _dtype(base: PreTrainedModel) -> torch.dtype:
@@ -133,45 +135,10 @@ def _dtype(base: PreTrainedModel) -> torch.dtype:
     return dtype
 
 
-def capped(base: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """The logits of hidden states (R, D), (R, V) float32."""
-    head: Any = base.get_output_embeddings()
-    logits: Tensor = head(hidden).float()
-    softcap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
-    return torch.tanh(logits / softcap) * softcap if softcap else logits
-
-
-def vocabulary(base: PreTrainedModel) -> int:
-    """V."""
-    return int(base.get_output_embeddings().weight.shape[0])
-
-
-def row_blocks(base: PreTrainedModel, n_rows: int) -> list[tuple[int, int]]:
-    """Rows whose logits are held at a time."""
-    size = max(1, BLOCK_NUMBERS.get(base.device.type, 2**24) // vocabulary(base))
-    return [(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
-
-
-def log_p(base: PreTrainedModel, hidden: Tensor, row: Tensor, token: Tensor) -> Tensor:
-    """Log p of tokens after hidden states, (E,) float32: of `token[e]` after `hidden[row[e]]`.
-
-    Args:
-        base: whose head and vocabulary.
-        hidden: (R, D).
-        row: (E,) ascending; a hidden state that no edge starts from costs nothing.
-        token: (E,).
-    """
-    used, which = torch.unique_consecutive(row, return_inverse=True)
-    found = torch.empty(len(row), device=hidden.device)
-    blocks = row_blocks(base, len(used))
-    ends = torch.tensor([high for _, high in blocks], device=which.device)
-    bounds = [0, *torch.searchsorted(which, ends).tolist()]
-    for (low, high), start, end in zip(blocks, bounds[:-1], bounds[1:], strict=True):
-        logits = capped(base, hidden[used[low:high]])  # (R', V)
-        normal = logits.logsumexp(dim=1)
-        at = which[start:end] - low
-        found[start:end] = logits[at, token[start:end]] - normal[at]
-    return found
+def narrowest_window(base: PreTrainedModel, longest: int) -> int:
+    """How far back the base's tokens see: `longest`, or less where attention slides."""
+    config = base.config.get_text_config()
+    return min(getattr(config, name, None) or longest for name in ("sliding_window", "attention_chunk_size"))
 
 
 @torch.no_grad()
@@ -185,8 +152,7 @@ def check(base: PreTrainedModel, longest: int) -> None:
     Raises:
         ModelError: they do not.
     """
-    config = base.config.get_text_config()
-    window = min(getattr(config, name, None) or longest for name in ("sliding_window", "attention_chunk_size"))
+    window = narrowest_window(base, longest)
     if longest > window:
         raise _unpackable(base, f"{longest} tokens, and a sliding window of {window}")
     if base in _checked:

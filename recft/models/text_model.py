@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from recft.errors import ModelError, problem
+from recft.models.token_log_p import log_p
 from recft.models.tokens import Text, Tokens, cut, tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Serving", "TextModel", "chunks_by_length", "encode", "label_tokens", "padded", "remembering"]
+__all__ = ["Serving", "TextModel", "chunks_by_length", "label_tokens", "padded"]
 
 PAD_TO = 8
 """Lengths are rounded up to a multiple of this: few different shapes, so that kernels are set up once."""
@@ -123,16 +124,37 @@ class TextModel(nn.Module):
             return self._own_columns(self.base(**inputs).logits)
         # Whatever class the base was loaded as: several tasks may share one with a head.
         hidden = self.base.base_model(**inputs).last_hidden_state  # (B, T, D)
-        if self.serving.head == "classifier":
-            return self._own_columns(cast("nn.Module", self.base.score)(_last(hidden, attention_mask)))
-        if self.serving.head == "answers":
-            return self._answers(_last(hidden, attention_mask))
         if self.serving.head == "likelihood":
             assert tail_mask is not None  # noqa: S101  # `tokenize` has marked the tail
             return self._likelihood(hidden, input_ids, tail_mask)
-        pooled = _mean(hidden, attention_mask) if self.serving.pooling == "mean" else _last(hidden, attention_mask)
+        if self.serving.head == "embedding" and self.serving.pooling == "mean":
+            return self.vectors(_mean(hidden, attention_mask))
+        last = _last(hidden, attention_mask)
+        return self.vectors(last) if self.serving.head == "embedding" else self.logits(last)
+
+    def vectors(self, pooled: Tensor) -> Tensor:
+        """Embeddings of pooled hidden states (N, D), float32."""
         pooled = pooled.float()
         return nn.functional.normalize(pooled, dim=-1) if self.serving.normalize else pooled
+
+    def logits(self, last: Tensor) -> Tensor:
+        """What a new head, or the answers' rows, make of each text's last hidden state (N, D): (N, K) float32."""
+        if self.serving.head == "classifier":
+            return self._own_columns(cast("nn.Module", self.base.score)(last))
+        return self._answers(last)
+
+    def likelihood(self, hidden: Tensor, place: Tensor, token: Tensor, text: Tensor, n: int) -> Tensor:
+        """(sum of log p of the tail's tokens, their number) of n texts, (n, 2).
+
+        Args:
+            hidden: (M, D).
+            place: (E,) ascending: the hidden state after which each token of a tail stands.
+            token: (E,) which token it is.
+            text: (E,) whose tail it belongs to.
+            n: number of texts.
+        """
+        sums = torch.zeros(n, device=hidden.device).index_add(0, text, log_p(self.base, hidden, place, token))
+        return torch.stack([sums, torch.bincount(text, minlength=n).float()], dim=1)
 
     def _own_columns(self, logits: Tensor) -> Tensor:
         chosen = logits[:, list(self.serving.columns)] if self.serving.columns else logits
@@ -149,16 +171,12 @@ class TextModel(nn.Module):
         """(sum of log p of the tail's tokens, their number): the head is multiplied where a tail's token follows."""
         if torch.compiler.is_exporting():
             # A graph cannot know how many positions there are: it computes all of them.
-            log_p = self._capped(self.base.get_output_embeddings()(hidden[:, :-1])).log_softmax(dim=-1)
-            all_ = log_p.gather(2, input_ids[:, 1:, None])[:, :, 0] * tail_mask[:, 1:]
+            each = self._capped(self.base.get_output_embeddings()(hidden[:, :-1])).log_softmax(dim=-1)
+            all_ = each.gather(2, input_ids[:, 1:, None])[:, :, 0] * tail_mask[:, 1:]
             return torch.stack([all_.sum(dim=1), tail_mask.sum(dim=1).float()], dim=1)
-        wanted = tail_mask[:, 1:].bool()  # (B, T - 1): position t says what stands at t + 1
-        logits = self._capped(self.base.get_output_embeddings()(hidden[:, :-1][wanted]))  # (M, V)
-        chosen = input_ids[:, 1:][wanted]
-        each = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(dim=1)  # (M,)
-        owners = wanted.nonzero()[:, 0]
-        sums = torch.zeros(len(hidden), device=hidden.device).index_add(0, owners, each)
-        return torch.stack([sums, tail_mask.sum(dim=1).float()], dim=1)
+        text, before = tail_mask[:, 1:].nonzero().unbind(1)  # position t says what stands at t + 1
+        place = text * hidden.shape[1] + before
+        return self.likelihood(hidden.flatten(0, 1), place, input_ids[text, before + 1], text, len(hidden))
 
     def _capped(self, logits: Tensor) -> Tensor:
         logits = logits.float()
@@ -227,49 +245,3 @@ def padded(
     lengths = torch.tensor([len(row["input_ids"]) for row in chosen])
     batch["attention_mask"] = (torch.arange(width)[None, :] < lengths[:, None]).long()
     return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-@torch.no_grad()
-def encode(
-    model: TextModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], chunk_tokens: int = 16384
-) -> np.ndarray:
-    """What the model makes of each text, (N, K) float32; equal texts are computed once."""
-    different = list(dict.fromkeys(texts))
-    place = {text: row for row, text in enumerate(different)}
-    found = np.zeros((0, 0), np.float32)
-    for rows, values in _encode_chunks(model, tokenizer, different, chunk_tokens):
-        if not found.size:
-            found = np.empty((len(different), values.shape[1]), np.float32)
-        found[rows] = values
-    return found[[place[text] for text in texts]]
-
-
-def remembering(encode: Callable[[Sequence[Any]], np.ndarray]) -> Callable[[Sequence[Any]], np.ndarray]:
-    """The same function of texts, computing each text once."""
-    known: dict[Any, np.ndarray] = {}
-
-    def remember(texts: Sequence[Any]) -> np.ndarray:
-        new = [text for text in dict.fromkeys(texts) if text not in known]
-        known.update(zip(new, encode(new), strict=True) if new else ())
-        return np.stack([known[text] for text in texts]) if len(texts) else np.zeros((0, 0), np.float32)
-
-    return remember
-
-
-def _encode_chunks(
-    model: TextModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], chunk_tokens: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    window = 20_000  # texts tokenized at a time: memory stays flat, and lengths still group well
-    limit = model.serving.max_tokens
-    pad_id = int(tokenizer.pad_token_id or 0)
-    for start in range(0, len(texts), window):
-        tokens = model.serving.tokens(tokenizer, texts[start : start + window])
-        if model.serving.head == "likelihood":
-            from recft.models.catalogue_likelihood import likelihoods
-
-            # Equal bodies go through the model once.
-            yield np.arange(start, start + len(tokens)), likelihoods(model.base, tokens, chunk_tokens)
-            continue
-        for rows in chunks_by_length(tokens, chunk_tokens, most_rows=1024):
-            batch = padded(tokens, rows, pad_id, model.device, limit)
-            yield start + rows, model(**batch).cpu().numpy()

@@ -23,7 +23,8 @@ from recft.exports._rows import Rows
 from recft.exports._tokenization import same_tokens
 from recft.metrics import _base as metrics
 from recft.metrics._intervals import paired, pointwise_paired
-from recft.models.text_model import Serving, remembering
+from recft.models.encoder import remembering
+from recft.models.text_model import Serving
 from recft.models.tokens import Text
 from recft.schema import TaskSettings, Tolerances
 from recft.training.held_out import lists_of, scored_rows

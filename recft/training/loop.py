@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from recft.errors import TuneError, problem
-from recft.models.text_model import encode
+from recft.models.encoder import encode
 from recft.run import Listener, RunFolder, silent
 from recft.schema import TuneSettings
 from recft.tasks._base import Batch

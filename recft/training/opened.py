@@ -13,7 +13,7 @@ from recft.data.popularity import counts
 from recft.data.store import Split, Store
 from recft.errors import DataError, ModelError, RecipeError, problem
 from recft.metrics import _base as metrics
-from recft.models.text_model import encode
+from recft.models.encoder import encode
 from recft.recipe import Recipe
 from recft.run import (
     RunFolder,

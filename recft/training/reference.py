@@ -15,9 +15,9 @@ from recft.exports import _certificate as certificate
 from recft.exports._rows import Rows
 from recft.methods._base import SAVED_PREFIX
 from recft.models.base import base_hash
-from recft.models.encoder import Encoder
+from recft.models.encoder import Encoder, remembering
 from recft.models.merging import Merge
-from recft.models.text_model import Serving, remembering
+from recft.models.text_model import Serving
 from recft.models.weights import float32_base
 from recft.recipe import Recipe
 from recft.run import RunFolder, hash_folder, read_json

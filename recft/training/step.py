@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recft.models.text_model import TextModel, chunks_by_length, padded
+from recft.models.passes import Pass, passes
+from recft.models.text_model import TextModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,26 +76,24 @@ def gradients(
         work: see `Gradients`.
         texts: N different texts.
         loss: (N, K) outputs -> scalar.
-        micro_batch: how many texts may have a graph at a time.
+        micro_batch: how many texts of full length may have a graph at a time; as many shorter ones as have room there.
     """
     tokens = work.model.serving.tokens(work.tokenizer, texts)
-    chunks = chunks_by_length(tokens, CHUNK_TOKENS, most_rows=micro_batch)
+    most = micro_batch * work.model.serving.max_tokens
+    chosen = passes(work.model, tokens, int(work.tokenizer.pad_token_id or 0), min(CHUNK_TOKENS, most))
     n_tokens = sum(len(row["input_ids"]) for row in tokens)
-    pad_id = int(work.tokenizer.pad_token_id or 0)
 
-    def forward(rows: np.ndarray) -> Tensor:
-        # Dropout depends on the step and the chunk alone, so that the second pass repeats the first.
-        torch.manual_seed(work.seed + int(rows[0]))
-        batch = padded(tokens, rows, pad_id, work.model.device, work.model.serving.max_tokens)
-        output: Tensor = work.model(**batch)
-        return output
+    def forward(number: int) -> Tensor:
+        # Dropout depends on the step and the pass alone, so that the second time repeats the first.
+        torch.manual_seed(work.seed + number)
+        return chosen[number].outputs()
 
-    if len(texts) <= micro_batch and work.ranks.num_processes == 1:
-        order = torch.as_tensor(np.argsort(np.concatenate(chunks)), device=work.model.device)
-        value = loss(torch.cat([forward(rows) for rows in chunks])[order])
+    if sum(one.n_tokens for one in chosen) <= most and work.ranks.num_processes == 1:
+        order = torch.as_tensor(np.argsort(np.concatenate([one.texts for one in chosen])), device=work.model.device)
+        value = loss(torch.cat([forward(number) for number in range(len(chosen))])[order])
         _with_penalty(value, work).backward()
         return Sums(float(value.detach()), n_tokens)
-    return Sums(_cached(work, chunks, forward, loss, len(texts)), n_tokens)
+    return Sums(_cached(work, chosen, forward, loss), n_tokens)
 
 
 def _with_penalty(value: Tensor, work: Gradients) -> Tensor:
@@ -103,21 +102,17 @@ def _with_penalty(value: Tensor, work: Gradients) -> Tensor:
 
 
 def _cached(
-    work: Gradients,
-    chunks: Sequence[np.ndarray],
-    forward: Callable[[np.ndarray], Tensor],
-    loss: Callable[[Tensor], Tensor],
-    n_texts: int,
+    work: Gradients, chosen: Sequence[Pass], forward: Callable[[int], Tensor], loss: Callable[[Tensor], Tensor]
 ) -> float:
-    """The two passes of cached gradients; each rank takes its share of the chunks."""
-    mine = chunks[work.ranks.process_index :: work.ranks.num_processes]
-    outputs = _first_pass(mine, forward, n_texts, work)
+    """Each pass goes through twice, as cached gradients want it; each rank takes its share of the passes."""
+    mine = range(len(chosen))[work.ranks.process_index :: work.ranks.num_processes]
+    outputs = _first_time(work, chosen, mine, forward)
     outputs.requires_grad_()
     value = loss(outputs)
     (value * work.loss_scale).backward()
     assert outputs.grad is not None  # noqa: S101  # a loss that reads no output is a bug of the task
-    for rows in mine:
-        forward(rows).backward(outputs.grad[torch.as_tensor(rows, device=outputs.device)])
+    for number in mine:
+        forward(number).backward(outputs.grad[torch.as_tensor(chosen[number].texts, device=outputs.device)])
     penalty = work.penalty()
     if penalty is not None and work.ranks.process_index == 0:
         (penalty * work.loss_scale).backward()
@@ -125,13 +120,13 @@ def _cached(
 
 
 @torch.no_grad()
-def _first_pass(
-    mine: Sequence[np.ndarray], forward: Callable[[np.ndarray], Tensor], n_texts: int, work: Gradients
+def _first_time(
+    work: Gradients, chosen: Sequence[Pass], mine: Sequence[int], forward: Callable[[int], Tensor]
 ) -> Tensor:
     """All outputs, (N, K), from every rank's share."""
-    parts = [forward(rows) for rows in mine]
-    width = parts[0].shape[1] if parts else forward(np.arange(1)).shape[1]  # a rank without a share asks for K
-    outputs = torch.zeros(n_texts, width, device=work.model.device)
-    for rows, part in zip(mine, parts, strict=True):
-        outputs[torch.as_tensor(rows, device=outputs.device)] = part
+    parts = [forward(number) for number in mine]
+    width = parts[0].shape[1] if parts else forward(0).shape[1]  # a rank without a share asks for K
+    outputs = torch.zeros(sum(len(one.texts) for one in chosen), width, device=work.model.device)
+    for number, part in zip(mine, parts, strict=True):
+        outputs[torch.as_tensor(chosen[number].texts, device=outputs.device)] = part
     return work.ranks.reduce(outputs) if work.ranks.num_processes > 1 else outputs

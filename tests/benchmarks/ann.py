@@ -95,7 +95,8 @@ def read_by_minilm(texts: list[str]) -> np.ndarray:
     import torch
 
     from recft.models.base import kind_of, load_base, tokenizer_of
-    from recft.models.text_model import Serving, TextModel, encode
+    from recft.models.encoder import encode
+    from recft.models.text_model import Serving, TextModel
     from recft.schema import ModelSettings
 
     settings = ModelSettings(compute_dtype="float32")

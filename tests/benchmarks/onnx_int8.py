@@ -40,7 +40,8 @@ from recft.exports._base import Source
 from recft.exports._certificate import agreement, compare, near
 from recft.exports._engine import batched, tokens
 from recft.models.base import kind_of, load_base, tokenizer_of
-from recft.models.text_model import Serving, TextModel, encode
+from recft.models.encoder import encode
+from recft.models.text_model import Serving, TextModel
 from recft.run import write_json
 from recft.schema import ModelSettings
 

@@ -16,8 +16,9 @@ from recft import registry
 from recft.exports._base import Source
 from recft.methods._base import SAVED_PREFIX, Plan
 from recft.models.base import kind_of, tokenizer_of
+from recft.models.encoder import encode
 from recft.models.merging import Merge
-from recft.models.text_model import Serving, TextModel, encode, label_tokens
+from recft.models.text_model import Serving, TextModel, label_tokens
 from recft.models.tokens import Text, cut
 from recft.models.weights import float32_base
 from recft.schema import ModelSettings

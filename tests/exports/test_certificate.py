@@ -19,7 +19,8 @@ from recft.data.store import Records
 from recft.exports import _certificate as certificate
 from recft.exports._base import Engine, Opening
 from recft.exports._rows import Rows
-from recft.models.text_model import TextModel, encode
+from recft.models.encoder import encode
+from recft.models.text_model import TextModel
 from recft.schema import EvalSettings, Tolerances
 from recft.training.certifying import Asked, certify
 from recft.training.exam import Exam

@@ -21,7 +21,8 @@ from recft import registry
 from recft.errors import ExportError
 from recft.exports import code
 from recft.exports._base import Opening
-from recft.models.text_model import TextModel, encode
+from recft.models.encoder import encode
+from recft.models.text_model import TextModel
 from recft.models.tokens import cut
 
 Make = Callable[..., Any]

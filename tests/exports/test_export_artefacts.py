@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from recft import registry
 from recft.errors import ExportError
 from recft.exports._base import Opening
-from recft.models.text_model import encode
+from recft.models.encoder import encode
 
 STOCK = """
 import json, sys, warnings

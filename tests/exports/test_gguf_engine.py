@@ -18,7 +18,8 @@ from recft.errors import ExportError
 from recft.exports import _gguf_engine, gguf_adapter
 from recft.exports._base import Engine, Opening
 from recft.exports._gguf_engine import has_llama_cpp
-from recft.models.text_model import TextModel, encode
+from recft.models.encoder import encode
+from recft.models.text_model import TextModel
 
 pytest.importorskip("gguf")
 

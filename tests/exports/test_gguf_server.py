@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from recft import registry
-from recft.models.text_model import encode
+from recft.models.encoder import encode
 
 pytest.importorskip("gguf")
 

@@ -53,7 +53,7 @@ def opened(made: Any, folder: Path) -> Engine:
 
 def rows_of(made: Any) -> Rows:
     """What a certificate asks: queries, and some of the items, by the tuned model."""
-    from recft.models.text_model import encode
+    from recft.models.encoder import encode
 
     tuned = made.source.tuned()
     items = [TEXTS[0], TEXTS[2], TEXTS[3], TEXTS[8], TEXTS[9]]

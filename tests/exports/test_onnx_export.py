@@ -22,7 +22,8 @@ from recft.exports._base import Engine, Opening
 from recft.exports._certificate import agreement, near
 from recft.exports._onnx_servers import servers
 from recft.models.base import load_base, tokenizer_of
-from recft.models.text_model import TextModel, encode
+from recft.models.encoder import encode
+from recft.models.text_model import TextModel
 from recft.models.tokens import Text
 
 pytest.importorskip("onnxruntime")

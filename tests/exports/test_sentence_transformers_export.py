@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from recft import registry
 from recft.errors import ExportError
 from recft.exports._base import Opening
+from recft.models.encoder import encode
 from recft.models.merging import Merge
-from recft.models.text_model import encode
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 

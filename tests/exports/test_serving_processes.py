@@ -21,7 +21,7 @@ import pytest
 
 from recft.data.shop import make_shop
 from recft.exports._rows import Rows
-from recft.models.text_model import encode
+from recft.models.encoder import encode
 from recft.recipe import Recipe
 from recft.run import RunFolder, read_json
 from recft.training.reference import reference

@@ -16,8 +16,9 @@ from recft import registry
 from recft.errors import ModelError
 from recft.methods._base import Plan
 from recft.models.base import load_base, tokenizer_of
-from recft.models.catalogue_likelihood import bodies_of, catalogue_trie, likelihoods, score_catalogue
-from recft.models.text_model import Serving, TextModel, encode
+from recft.models.catalogue_likelihood import bodies_of, catalogue_trie, score_catalogue
+from recft.models.encoder import encode
+from recft.models.text_model import Serving, TextModel
 from recft.models.trie import Trie
 from recft.schema import ModelSettings
 
@@ -212,7 +213,7 @@ def test_likelihoods_are_those_of_the_plain_forward(llama: Llama, tiny_llama: Pa
     texts = [(body, title) for body in BODIES for title in TITLES[len(body) % 3 :]]
     texts += [("alone", "黑色"), ("", ""), texts[0]]
     tokens = SERVING.tokens(tokenizer, texts)
-    found = likelihoods(model, tokens, chunk_tokens)
+    found = encode(TextModel(model, SERVING).eval(), tokenizer, texts, chunk_tokens)
     wanted = []
     for text in tokens:
         middle = text["tail_mask"].index(1)
@@ -220,7 +221,6 @@ def test_likelihoods_are_those_of_the_plain_forward(llama: Llama, tiny_llama: Pa
         wanted.append((slow(model, body, tail), len(tail)))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
-    np.testing.assert_allclose(found, encode(TextModel(model, SERVING).eval(), tokenizer, texts), rtol=1e-4)
 
 
 def test_a_catalogue_scores_as_its_texts_do_behind_each_body(llama: Llama, tiny_llama: Path) -> None:
@@ -231,5 +231,5 @@ def test_a_catalogue_scores_as_its_texts_do_behind_each_body(llama: Llama, tiny_
     assert max(map(len, bodies)) + int(trie.depth[-1]) == SERVING.max_tokens
     found = score_catalogue(model, bodies, trie)
     texts = [(body, title) for body in BODIES for title in TITLES]
-    wanted = likelihoods(model, SERVING.tokens(tokenizer, texts))[:, 0].reshape(len(BODIES), -1)
+    wanted = encode(TextModel(model, SERVING).eval(), tokenizer, texts)[:, 0].reshape(len(BODIES), -1)
     np.testing.assert_allclose(found[:-1], wanted, rtol=1e-4)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from recft.models import packed
-from recft.models.packed import batches_by_length, hidden_of, log_p, read, row_blocks
+from recft.models import token_log_p
+from recft.models.packed import batches_by_length, hidden_of, read
+from recft.models.token_log_p import log_p, row_blocks
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def model() -> LlamaForCausalLM:
 def test_log_p_is_that_of_whole_logits_however_it_is_cut(
     model: LlamaForCausalLM, numbers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(packed.BLOCK_NUMBERS, "cpu", numbers)
+    monkeypatch.setitem(token_log_p.BLOCK_NUMBERS, "cpu", numbers)
     assert row_blocks(model, 5)[-1][1] == 5
     assert len(row_blocks(model, 5)) == (5 if numbers == 1 else 3 if numbers == 45 else 1)
     hidden = torch.randn(9, 32, generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from recft.models.base import load_base, tokenizer_of
-from recft.models.text_model import Serving, TextModel, encode, label_tokens
+from recft.models.encoder import encode
+from recft.models.text_model import Serving, TextModel, label_tokens
 from recft.schema import ModelSettings
 
 CPU = torch.device("cpu")

@@ -15,7 +15,8 @@ from recft import evaluate, registry, tune
 from recft.data.store import Records
 from recft.errors import DataError, ModelError, RecipeError
 from recft.models.base import tokenizer_of
-from recft.models.text_model import TextModel, encode
+from recft.models.encoder import encode
+from recft.models.text_model import TextModel
 from recft.recipe import Recipe
 from recft.schema import ModelSettings
 from recft.training.assemble import check

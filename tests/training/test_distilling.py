@@ -18,7 +18,8 @@ from recft.errors import ExportError
 from recft.exports._base import FittedLora, Source
 from recft.methods._base import SAVED_PREFIX, Plan
 from recft.models.base import kind_of, tokenizer_of
-from recft.models.text_model import Serving, TextModel, encode, label_tokens
+from recft.models.encoder import encode
+from recft.models.text_model import Serving, TextModel, label_tokens
 from recft.models.tokens import Text
 from recft.models.weights import float32_base
 from recft.schema import ModelSettings

@@ -61,8 +61,11 @@ class Work:
 
 @pytest.fixture
 def work(toy_recipe: ToyRecipe, tmp_path: Path) -> Callable[..., Work]:
-    def make(task: str, kind: str = "encoder", dropout: float = 0.0, **sections: Any) -> Work:
-        recipe = toy_recipe(task, kind, {"name": "lora", "rank": 4}, tune={"dropout": dropout}, **sections)
+    def make(
+        task: str, kind: str = "encoder", dropout: float = 0.0, method: dict[str, Any] | None = None, **sections: Any
+    ) -> Work:
+        method = method or {"name": "lora", "rank": 4}
+        recipe = toy_recipe(task, kind, method, tune={"dropout": dropout}, **sections)
         store: Store = prepare(recipe, tmp_path / "data")
         member = registry.load("recft.tasks", task)
         servings = servings_of([(recipe, store.item_ids)], tokenizer_of(recipe.model))
@@ -165,3 +168,49 @@ def test_the_penalty_and_the_scale_reach_gradients_and_not_the_loss_that_is_told
         sums, found = with_penalty(micro_batch)
         assert sums.loss == pytest.approx(plain.loss, rel=1e-5)
         assert_close(found, {name: grad + 1 for name, grad in expected.items()})
+
+
+# -- passes that share beginnings -------------------------------------------------------------------------------------
+
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"name": "lora", "rank": 4},
+    "dora": {"name": "lora", "rank": 4, "dora": True},
+    "adalora": {"name": "adalora", "rank": 4},
+    "prefix": {"name": "prefix", "virtual_tokens": 3, "init": "random"},
+    "houlsby": {"name": "bottleneck", "reduction_factor": 4},
+    "parallel": {"name": "bottleneck", "reduction_factor": 4, "placement": "parallel"},
+    "upper": {"name": "lora", "rank": 4, "layers": "last 1"},
+}
+
+
+def plain(job: Work, monkeypatch: pytest.MonkeyPatch) -> tuple[Sums, dict[str, Tensor]]:
+    """The same step with every text padded to the longest."""
+    with monkeypatch.context() as patch:
+        patch.setattr("recft.models.passes._takes_layouts", lambda *_: False)
+        return job.run(len(job.texts))
+
+
+@pytest.mark.parametrize("task", ["retrieval", "next-item", "purchase", "rating", "relevance", "classify", "reply"])
+def test_a_layout_gives_every_tasks_loss_and_gradients(
+    task: str, work: Callable[..., Work], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = work(task, "causal")
+    sums, expected = plain(job, monkeypatch)
+    for micro_batch in (len(job.texts), 2):
+        found = job.run(micro_batch)
+        assert found[0].loss == pytest.approx(sums.loss, rel=1e-5)
+        assert_close(found[1], expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+def test_a_layout_gives_every_methods_gradients(
+    method: str, quantization: str, work: Callable[..., Work], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if (method, quantization) == ("dora", "int8"):
+        pytest.skip("refused: PEFT's DoRA cannot start over int8 layers")
+    job = work("purchase", "causal", method=METHODS[method], model={"quantization": quantization})
+    sums, expected = plain(job, monkeypatch)
+    found = job.run(len(job.texts))
+    assert found[0].loss == pytest.approx(sums.loss, rel=1e-5)
+    assert_close(found[1], expected)

@@ -1,0 +1,169 @@
+"""The passes in which texts go through a model: the one place that chooses between padding and a shared layout.
+
+Causal bases take the layout (`models.layout`): beginnings are computed once, rows hold no padding. Encoders, whose
+tokens see what follows them, can share nothing exactly: they take texts of like length, padded. So does a base whose
+attention does not heed a mask, or whose sliding window is narrower than a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from recft.models.layout import Layout, lay_out
+from recft.models.packed import NOT_FOR_THIS, additive, narrowest_window
+from recft.models.text_model import TextModel, chunks_by_length, padded
+from recft.models.tokens import Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Pass", "hidden_states", "passes"]
+
+MOST_ROWS = 1024
+
+_heeding: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Whether a base heeds the mask of a layout, once it was tried."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Some texts that go through the model together.
+
+    Attributes:
+        texts: (n,) their numbers.
+        n_tokens: positions that are computed, padding too.
+        outputs: computes their numbers, (n, K) float32, with a graph where gradients are on.
+    """
+
+    texts: np.ndarray
+    n_tokens: int
+    outputs: Callable[[], Tensor]
+
+
+def passes(model: TextModel, tokens: Sequence[Tokens], pad_id: int, chunk_tokens: int) -> list[Pass]:
+    """The passes that compute all texts, each text in one of them.
+
+    Args:
+        model: in training or in evaluation mode.
+        tokens: of each text, as `Serving.tokens` gives them.
+        pad_id: what stands where no token does.
+        chunk_tokens: positions of a pass; bounds memory.
+    """
+    if model.serving.kind == "causal" and _takes_layouts(model.base, tokens):
+        # The last token of a likelihood is predicted, never read.
+        end = -1 if model.serving.head == "likelihood" else None
+        sequences = [row["input_ids"][:end] for row in tokens]
+        layouts = lay_out(sequences, chunk_tokens, _attention_tokens(model.base))
+        return [Pass(layout.texts, layout.ids.size, partial(_read_layout, model, layout, tokens)) for layout in layouts]
+    found = []
+    for rows in chunks_by_length(tokens, chunk_tokens, MOST_ROWS):
+        batch = padded(tokens, rows, pad_id, model.device, model.serving.max_tokens)
+        found.append(Pass(rows, batch["input_ids"].numel(), partial(model, **batch)))
+    return found
+
+
+def _attention_tokens(base: PreTrainedModel) -> float:
+    """Tokens of a row at which attention costs about as much as all else; see `lay_out`.
+
+    On a CPU attention is bound by memory, not by its products: measured, it is the hidden size.
+    """
+    hidden = int(base.config.get_text_config().hidden_size)
+    return float(hidden if base.device.type == "cpu" else 8 * hidden)
+
+
+def _read_layout(model: TextModel, layout: Layout, tokens: Sequence[Tokens]) -> Tensor:
+    """The numbers of a layout's texts, (n, K)."""
+    hidden = hidden_states(model.base, layout)  # (R·T, D)
+    if model.serving.head == "likelihood":
+        return model.likelihood(hidden, *_predicted(layout, tokens, hidden.device))
+    if model.serving.head == "embedding" and model.serving.pooling == "mean":
+        return model.vectors(_means(hidden, layout))
+    last = hidden[_on(layout.ends, hidden.device)]  # (n, D)
+    return model.vectors(last) if model.serving.head == "embedding" else model.logits(last)
+
+
+def hidden_states(base: PreTrainedModel, layout: Layout) -> Tensor:
+    """The last hidden states of a layout's tokens, (R·T, D)."""
+    ids, positions, last = (_on(part, base.device) for part in (layout.ids, layout.positions, layout.last))
+    states: Tensor = base.base_model(
+        input_ids=ids, attention_mask=_mask(base, last), position_ids=positions, use_cache=False
+    ).last_hidden_state
+    return states.flatten(0, 1)
+
+
+def _mask(base: PreTrainedModel, last: Tensor) -> Any:
+    """What tells attention who sees whom; last: (R, T)."""
+    place = torch.arange(last.shape[1], device=last.device)
+    sees = (place <= place[:, None]) & (place[:, None] < last[:, None, :])  # (R, T, T)
+    return additive(base, sees)
+
+
+def _means(hidden: Tensor, layout: Layout) -> Tensor:
+    """The mean over each text's tokens, (n, D), in the hidden states' dtype."""
+    lengths = np.diff(layout.starts)
+    owner = _on(np.repeat(np.arange(len(lengths)), lengths), hidden.device)
+    sums = hidden.new_zeros(len(lengths), hidden.shape[1])
+    sums = sums.index_add(0, owner, hidden[_on(layout.ways, hidden.device)])
+    return sums / _on(lengths, hidden.device)[:, None]
+
+
+def _predicted(layout: Layout, tokens: Sequence[Tokens], device: torch.device) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Where each tail's tokens are predicted, in ascending order: place (E,), token (E,) and text (E,); and n."""
+    places, ids, owners = [], [], []
+    for number, text in enumerate(layout.texts):
+        tail = np.flatnonzero(np.asarray(tokens[text]["tail_mask"]))
+        places.append(layout.ways[layout.starts[number] + tail - 1])
+        ids.append(np.asarray(tokens[text]["input_ids"], np.int64)[tail])
+        owners.append(np.full(len(tail), number))
+    place = np.concatenate(places)
+    order = np.argsort(place, kind="stable")
+    parts = (place[order], np.concatenate(ids)[order], np.concatenate(owners)[order])
+    place_, id_, owner = (_on(part, device) for part in parts)
+    return place_, id_, owner, len(layout.texts)
+
+
+def _on(array: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _takes_layouts(base: PreTrainedModel, tokens: Sequence[Tokens]) -> bool:
+    """Whether texts of these lengths come out of a layout as they do alone."""
+    longest = max((len(row["input_ids"]) for row in tokens), default=0)
+    if longest > narrowest_window(base, longest):
+        return False
+    if base not in _heeding:
+        _heeding[base] = _heeds(base)
+    return _heeding[base]
+
+
+@torch.no_grad()
+def _heeds(base: PreTrainedModel) -> bool:
+    """Tries a few tokens: not every architecture takes a mask and positions for every token."""
+    texts = [[1, 3, 2, 4, 2, 5], [1, 3, 2, 4, 3, 2], [5, 2, 3]]
+    training = base.training
+    base.eval()  # without an adapter's dropout
+    try:
+        (layout,) = lay_out(texts, 64, 64.0)
+        together = hidden_states(base, layout)[_on(layout.ends, base.device)].float()
+        alone = torch.stack([_alone(base, texts[text]) for text in layout.texts])
+    except NOT_FOR_THIS:
+        return False
+    finally:
+        base.train(training)
+    off = float((together - alone).abs().max() / alone.abs().max())
+    return off < (0.1 if together.dtype.itemsize == 2 else 0.01)
+
+
+def _alone(base: PreTrainedModel, ids: list[int]) -> Tensor:
+    states: Any = base.base_model(input_ids=torch.tensor([ids], device=base.device), use_cache=False)
+    hidden: Tensor = states.last_hidden_state[0, -1]
+    return hidden.float()
