@@ -43,6 +43,7 @@ from recft.training.assemble import BASE_HEAD, Tuned, check, read_adapter_into, 
 from recft.training.calibration import fit_calibration
 from recft.training.checkpoint import Progress
 from recft.training.exam import few_records
+from recft.training.examples import example_records
 from recft.training.loop import Evaluation, Job, fit, total_steps
 from recft.training.mixing import Part
 from recft.training.opened import exam_of, open_run, refuse_no_effect
@@ -208,7 +209,8 @@ class _Tuning:
         Raises:
             DataError: none.
         """
-        size = len(store.records("train"))
+        task = registry.load("recft.tasks", part.task.name)
+        size = len(example_records(task, part.task, store.records("train")))
         if not size:
             raise DataError(
                 problem(
@@ -244,16 +246,18 @@ class _Tuning:
             fingerprint=hash_bytes(text.encode()),
             listen=self.listen,
             signals=signals,
+            may_checkpoint=registry.load("recft.methods", recipe.method.name).allows_gradient_checkpointing,
         )
 
     def _part(self, part: Recipe, store: Store, tuned: Tuned) -> Part:
         task, items = registry.load("recft.tasks", part.task.name), store.item_texts
         records = store.records("train")
+        examples = example_records(task, part.task, records)
         task = augmented_task(task, part.tune.augment) if part.tune.augment else task
         return Part(
             model=tuned.views[part.task.name],
-            n_examples=len(records),
-            batch=lambda rows, rng: task.batch(part.task, records, rows, items, rng),
+            n_examples=len(examples),
+            batch=lambda chosen, rng: task.batch(part.task, records, examples.records(chosen), items, rng),
             loss=lambda outputs, batch, base: task.loss(part.task, outputs, batch, base),
             needs_base=task.needs_base(part.task),
             weight=part.task.weight,

@@ -88,7 +88,7 @@ class _LogP(torch.autograd.Function):
         return each
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         which, token, slope, expected, weight = ctx.saved_tensors
         rows = (grad * slope)[:, None] * weight[token] - grad[:, None] * expected[which]  # (E, D) float32
         found = torch.zeros_like(expected, dtype=torch.float32).index_add_(0, which, rows)

@@ -74,6 +74,12 @@ class Task(Protocol):
     ) -> Batch:
         """The batch of the records `rows`; `items` are the catalogue's texts by item number."""
 
+    def examples(self, config: Any, records: Records) -> np.ndarray:
+        """Which example each record belongs to, (R,), from 0; a task without it has one example a record.
+
+        An example is what an epoch sees once and `tune.batch_size` counts; its records come in one batch.
+        """
+
     def needs_base(self, config: Any) -> bool:
         """Whether the loss compares with the untuned base (an anchor, a preference's reference)."""
 

@@ -1,4 +1,4 @@
-"""A user's history as text: newest first, so that a cut loses the oldest."""
+"""A user's history as text: newest first in a sentence, so that a cut loses the oldest, or as a list that goes on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from recft.data.store import Records
 
-__all__ = ["history_text"]
+__all__ = ["history_lines", "history_text"]
 
 
 def history_text(
@@ -17,7 +17,6 @@ def history_text(
     items: Sequence[str],
     last: int,
     liked_from: float | None = None,
-    newest_first: bool = True,
 ) -> str:
     """The profile of a record's user, and the texts of the `last` items, each once; with `liked_from`, each marked."""
     history = records.history(record)[::-1]
@@ -33,4 +32,19 @@ def history_text(
     marks = {True: " (liked)", False: " (disliked)"} if ratings is not None else {True: "", False: ""}
     texts = [text + marks[yes] for text, yes in chosen.items()]
     profile = records.profile(record)
-    return (f"{profile}. " if profile else "") + "; ".join(texts if newest_first else reversed(texts))
+    return (f"{profile}. " if profile else "") + "; ".join(texts)
+
+
+def history_lines(records: Records, record: int, items: Sequence[str], last: int, stepped: bool = False) -> str:
+    """The profile of a record's user, and the texts of the `last` events, one a line, oldest first.
+
+    A user's later list begins with the earlier one, event by event, so that a model reads both at once. That ends
+    where the oldest event falls out of the window: `stepped` moves the window by `last` events at a time, and a list
+    then has from `last` to twice as many.
+    """
+    history = records.history(record)
+    start = max(len(history) - last, 0)
+    if stepped:
+        start = start // last * last
+    profile = records.profile(record)
+    return (f"{profile}. " if profile else "") + "\n".join(items[item] for item in history[start:])

@@ -11,6 +11,10 @@ negative, since shops sell the same thing again.
 With `score_by: likelihood`, on a causal base, score(u, i) = log p(text of i | prompt with the history), the sum over
 its tokens and the end token; the loss is the cross-entropy of a target's tokens (the language model's own, as in
 generative retrieval). Every item of the catalogue is scored exactly; `eval.decoding` can have items written instead.
+The prompt is a list that goes on, so that one pass over a history trains every position of it (`positions: every`,
+the idea of arXiv 2503.01001) with the very loss of one prompt a position. A window of the newest items begins anew at
+every position and shares nothing; `window: stepped` moves it by whole windows: a position then sees from
+`history_items` to twice as many items, in training as in scoring.
 """
 
 from __future__ import annotations
@@ -24,8 +28,8 @@ from pydantic import Field
 from recft.registry import Refusal
 from recft.schema import TaskSettings
 from recft.tasks._base import Batch, Head, Reads, Text
-from recft.tasks._batches import distinct
-from recft.tasks._history import history_text
+from recft.tasks._batches import distinct, own_pairs
+from recft.tasks._history import history_lines, history_text
 from recft.tasks._towers import Column, TowerSettings, contrastive_loss, tower_batch
 
 if TYPE_CHECKING:
@@ -51,9 +55,18 @@ class NextItemSettings(TowerSettings):
         default="towers", description="two vectors' product, or on a causal base how likely the item's text comes next"
     )
     before: str = Field(
-        default="A customer's items, oldest first: ", description="stands before a history (likelihood)"
+        default="A customer's items, oldest first:\n", description="stands before a history (likelihood)"
     )
-    after: str = Field(default="\nThe next item: ", description="stands before the item, of a likelihood")
+    after: str = Field(default="\n", description="stands before the item, of a likelihood")
+    window: Literal["newest", "stepped"] = Field(
+        default="newest",
+        description="the newest history_items, or from so many to twice as many, so that positions share what they "
+        "read (likelihood)",
+    )
+    positions: Literal["one", "every"] = Field(
+        default="one",
+        description="an example is one basket with one of its items, or all baskets and items of a user (likelihood)",
+    )
     logit_adjustment: Annotated[float, Field(ge=0, le=2)] = Field(
         default=0.0,
         description="for the long tail: 0 scores popular items as often as they are taken, 1 as if all were equally "
@@ -90,7 +103,11 @@ class NextItem:
     metrics = ("ndcg@10", "hr@10", "recall@20", "mrr@10")
     monitor = "ndcg@10"
     refusals: tuple[Refusal, ...] = (
-        *_unread("towers", ("before", "after", "decoding"), "of likelihoods, and two towers read none of it"),
+        *_unread(
+            "towers",
+            ("before", "after", "window", "positions", "decoding"),
+            "of likelihoods, and two towers read none of it",
+        ),
         *_unread(
             "likelihood",
             tuple(key for key in NextItemSettings.model_fields if key in _OF_TOWERS),
@@ -149,12 +166,26 @@ class NextItem:
         items: Sequence[str],
         rng: np.random.Generator,
     ) -> Batch:
-        """Each history with the text of one of its targets; arrays: `text`, the place of each example's text, (B,)."""
-        bounds = [(int(records.offsets[row]), int(records.offsets[row + 1])) for row in rows]
-        targets = [items[records.items[rng.integers(start, stop)]] for start, stop in bounds]
+        """Each history with the text of one of its targets, or of all; arrays: `text`, each pair's place, (P,)."""
+        chosen = [own_pairs(records, int(row)) for row in rows]
+        if config.positions == "one":
+            chosen = [rng.choice(pairs, 1) for pairs in chosen]
         bodies = self.contexts(config, records, rows, items)
-        texts, places = distinct([(str(body), target) for body, target in zip(bodies, targets, strict=True)])
+        texts, places = distinct(
+            [
+                (str(body), items[records.items[pair]])
+                for body, pairs in zip(bodies, chosen, strict=True)
+                for pair in pairs
+            ]
+        )
         return Batch(texts, {"text": places}, len(rows))
+
+    def examples(self, config: NextItemSettings, records: Records) -> np.ndarray:
+        """Which example each record belongs to, (R,): its own, or its user's."""
+        if config.positions == "one" or records.users is None:
+            return np.arange(len(records))
+        found: np.ndarray = np.unique(records.users, return_inverse=True)[1]
+        return found
 
     def needs_base(self, config: NextItemSettings) -> bool:
         """Whether the loss has an anchor."""
@@ -173,7 +204,8 @@ class NextItem:
         """The histories; before an item that is to be written, oldest first: the newest stand next to it."""
         if config.score_by == "towers":
             return [config.query_prompt + history_text(records, int(row), items, config.history_items) for row in rows]
-        texts = [history_text(records, int(row), items, config.history_items, newest_first=False) for row in rows]
+        stepped = config.window == "stepped"
+        texts = [history_lines(records, int(row), items, config.history_items, stepped) for row in rows]
         return [config.before + text + config.after for text in texts]
 
     def candidates(self, config: NextItemSettings, items: Sequence[str]) -> list[Text]:

@@ -22,7 +22,7 @@ from recft.errors import DataError, problem
 from recft.registry import Refusal
 from recft.tasks._base import Batch, Head, Reads, Text
 from recft.tasks._batches import distinct, drawn, own_pairs
-from recft.tasks._history import history_text
+from recft.tasks._history import history_lines
 from recft.tasks._replies import MOST_CHARACTERS, ReplySettings, prompt_of
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["MEMBER"]
 
 # The words that next-item scores likelihoods with: what was tuned there may be aligned here.
-BEFORE, AFTER = "A customer's items, oldest first: ", "\nThe next item: "
+BEFORE, AFTER = "A customer's items, oldest first:\n", "\n"
 
 
 class PreferenceSettings(ReplySettings):
@@ -131,7 +131,7 @@ class Preference:
         if records.queries is not None:
             return prompt_of(config, records.queries[row])
         # A body that is too long loses its start, so the newest items stand at its end.
-        history = history_text(records, row, items, config.history_items, newest_first=False)
+        history = history_lines(records, row, items, config.history_items)
         return prompt_of(config, history, BEFORE, AFTER)
 
     def needs_base(self, config: PreferenceSettings) -> bool:  # noqa: ARG002

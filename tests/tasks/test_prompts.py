@@ -48,6 +48,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "purchase, other words": ("purchase", {"before": "买过：", "between": " 会买吗：", "after": "？"}),
     "next-item": ("next-item", {}),
     "next-item, two items": ("next-item", {"history_items": 2, "query_prompt": "history: ", "item_prompt": "item: "}),
+    "next-item, written": ("next-item", {"score_by": "likelihood"}),
+    "next-item, written, three events": ("next-item", {"score_by": "likelihood", "history_items": 3}),
+    "next-item, written, stepped": ("next-item", {"score_by": "likelihood", "history_items": 3, "window": "stepped"}),
     "relevance": ("relevance", {}),
     "relevance, query first": (
         "relevance",
