@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-__all__ = ["Layout", "lay_out"]
+__all__ = ["Family", "Layout", "families", "lay_out"]
 
 Array = np.ndarray
 
@@ -27,6 +27,10 @@ SHARED = 0.25
 MOST = 512
 """Tokens of a tree, about: attention within it grows with their square, while a beginning that is read again costs its
 length. Four beginnings have room in any tree."""
+
+
+LONG = 32
+"""Tokens of a beginning that is worth keeping as keys and values for many texts."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,47 @@ class _Tree:
         return len(self.ids)
 
 
+@dataclass(frozen=True)
+class Family:
+    """More texts of one beginning than a tree holds.
+
+    Attributes:
+        texts: the numbers of the texts.
+        common: how many tokens they all begin with.
+    """
+
+    texts: list[int]
+    common: int
+
+
+def families(sequences: Sequence[Sequence[int]]) -> list[Family]:
+    """The families among some texts: their beginning is long, and what comes after it would fill several trees.
+
+    sequences: token ids of each text, one at least.
+    """
+    order, shared = _sorted(sequences)
+    found: list[Family] = []
+
+    def size(start: int, stop: int, common: int) -> int:
+        return sum(len(sequences[text]) - common for text in order[start:stop])
+
+    def collect(start: int, stop: int, outer: int) -> list[int]:
+        """The texts of a run that no family has taken, after the families inside it."""
+        common = min(shared[start + 1 : stop], default=0)
+        if common - outer < LONG or size(start, stop, common) <= 2 * MOST:
+            return order[start:stop]
+        ends = [place for place in range(start + 1, stop) if shared[place] == common]
+        own = [text for low, high in pairwise([start, *ends, stop]) for text in collect(low, high, common)]
+        if len(own) > 1:
+            found.append(Family(own, common))
+        return []
+
+    ends = [place for place in range(1, len(order)) if shared[place] < LONG]
+    for low, high in pairwise([0, *ends, len(order)]):
+        collect(low, high, 0)
+    return found
+
+
 def lay_out(sequences: Sequence[Sequence[int]], chunk_tokens: int, attention_tokens: float) -> list[Layout]:
     """Passes that compute all texts, each text in one of them.
 
@@ -92,9 +137,7 @@ def lay_out(sequences: Sequence[Sequence[int]], chunk_tokens: int, attention_tok
 
 
 def _trees(sequences: Sequence[Sequence[int]]) -> list[_Tree]:
-    keys = [np.asarray(sequence, ">u4").tobytes() for sequence in sequences]  # bytes sort as the numbers would
-    order = sorted(range(len(sequences)), key=keys.__getitem__)
-    shared = _shared([sequences[text] for text in order])
+    order, shared = _sorted(sequences)
     trees: list[_Tree] = []
     start, size = 0, 0
     for place, text in enumerate(order):
@@ -107,6 +150,13 @@ def _trees(sequences: Sequence[Sequence[int]]) -> list[_Tree]:
     if order:
         trees.append(_tree(sequences, order[start:], shared[start:]))
     return trees
+
+
+def _sorted(sequences: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
+    """The texts in order of their tokens, and with how many tokens each begins as the one before it."""
+    keys = [np.asarray(sequence, ">u4").tobytes() for sequence in sequences]  # bytes sort as the numbers would
+    order = sorted(range(len(sequences)), key=keys.__getitem__)
+    return order, _shared([sequences[text] for text in order])
 
 
 def _shared(ordered: Sequence[Sequence[int]]) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,17 @@ from recft.errors import ModelError, problem
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["NOT_FOR_THIS", "Before", "additive", "batches_by_length", "check", "hidden_of", "narrowest_window", "read"]
+__all__ = [
+    "NOT_FOR_THIS",
+    "Before",
+    "additive",
+    "batches_by_length",
+    "check",
+    "fault",
+    "hidden_of",
+    "narrowest_window",
+    "read",
+]
 
 PAD_TO = 8
 """Bodies are rounded up to a multiple of this: few different shapes, so that kernels are set up once."""
@@ -29,7 +39,7 @@ PAD_TO = 8
 NOT_FOR_THIS = (TypeError, ValueError, RuntimeError, AttributeError, IndexError)
 """What an architecture raises that cannot be read like this."""
 
-_checked: WeakSet[nn.Module] = WeakSet()
+_faults: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
 
 
 class _Steady(DynamicLayer):
@@ -60,6 +70,17 @@ class Before:
     lengths: Tensor
     width: int
     last: Tensor
+
+    def repeated(self, n_rows: int) -> Before:
+        """The one row that was read, for `n_rows` rows of what follows."""
+        kept = [[part.expand(n_rows, -1, -1, -1) for part in _of(layer)] for layer in self.cache.layers]
+        layers: list[Any] = [_Steady(*parts) for parts in kept]
+        lengths, last = self.lengths.expand(n_rows), self.last.expand(n_rows)
+        return Before(Cache(layers=layers), lengths, self.width, last)
+
+
+def _of(layer: Any) -> tuple[Tensor, ...]:
+    return () if layer.keys is None else (layer.keys, layer.values)
 
 
 def read(base: PreTrainedModel, bodies: Sequence[Sequence[int]], keep: bool = False) -> Before:
@@ -141,7 +162,6 @@ def narrowest_window(base: PreTrainedModel, longest: int) -> int:
     return min(getattr(config, name, None) or longest for name in ("sliding_window", "attention_chunk_size"))
 
 
-@torch.no_grad()
 def check(base: PreTrainedModel, longest: int) -> None:
     """Makes sure that packed tokens come out as they do alone: not every architecture heeds a mask.
 
@@ -152,11 +172,30 @@ def check(base: PreTrainedModel, longest: int) -> None:
     Raises:
         ModelError: they do not.
     """
+    what = fault(base, longest)
+    if what is not None:
+        raise ModelError(
+            problem(
+                "model.base",
+                f"{type(base).__name__} cannot read many items behind one history ({what})",
+                "its attention takes a mask and positions for every token",
+                "take a Llama- or Qwen-like base, or shorter texts where a window is too small",
+            )
+        )
+
+
+def fault(base: PreTrainedModel, longest: int) -> str | None:
+    """Why packed tokens do not come out as they do alone; None where they do. As `check` takes them."""
     window = narrowest_window(base, longest)
     if longest > window:
-        raise _unpackable(base, f"{longest} tokens, and a sliding window of {window}")
-    if base in _checked:
-        return
+        return f"{longest} tokens, and a sliding window of {window}"
+    if base not in _faults:
+        _faults[base] = _tried(base)
+    return _faults[base]
+
+
+@torch.no_grad()
+def _tried(base: PreTrainedModel) -> str | None:
     body, first, second = [1, 3, 2, 4], [2, 5], [3, 2]
     try:
         alone = torch.stack([_alone(base, [*body, *tail]) for tail in (first, second)])
@@ -167,24 +206,11 @@ def check(base: PreTrainedModel, longest: int) -> None:
             sees[place, earlier] = True
         packed = hidden_of(base, read(base, [body]), ids, depth, sees[None])[0, [2, 4]].float()
     except NOT_FOR_THIS as error:
-        raise _unpackable(base, f"{type(error).__name__}") from error
+        return type(error).__name__
     off = float((packed - alone).abs().max() / alone.abs().max())
-    if not off < (0.1 if _dtype(base).itemsize == 2 else 0.01):
-        raise _unpackable(base, f"they come out {off:.0%} off")
-    _checked.add(base)
+    return None if off < (0.1 if _dtype(base).itemsize == 2 else 0.01) else f"they come out {off:.0%} off"
 
 
 def _alone(base: PreTrainedModel, ids: list[int]) -> Tensor:
     hidden: Tensor = _body(base)(input_ids=torch.tensor([ids], device=base.device), use_cache=False).last_hidden_state
     return hidden[0, -1].float()
-
-
-def _unpackable(base: PreTrainedModel, what: str) -> ModelError:
-    return ModelError(
-        problem(
-            "model.base",
-            f"{type(base).__name__} cannot read many items behind one history ({what})",
-            "its attention takes a mask and positions for every token",
-            "take a Llama- or Qwen-like base, or shorter texts where a window is too small",
-        )
-    )

@@ -2,14 +2,15 @@
 
 Causal bases take the layout (`models.layout`): beginnings are computed once, rows hold no padding. Encoders, whose
 tokens see what follows them, can share nothing exactly: they take texts of like length, padded. So does a base whose
-attention does not heed a mask, or whose sliding window is narrower than a text.
+attention does not heed a mask, or whose sliding window is narrower than a text. Where no gradient is wanted, a
+beginning that many texts have stays as keys and values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -17,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recft.models.layout import Layout, lay_out
-from recft.models.packed import NOT_FOR_THIS, additive, narrowest_window
+from recft.models.layout import Family, Layout, families, lay_out
+from recft.models.packed import NOT_FOR_THIS, Before, additive, fault, hidden_of, narrowest_window, read
 from recft.models.text_model import TextModel, chunks_by_length, padded
 from recft.models.tokens import Tokens
 
@@ -58,15 +59,53 @@ def passes(model: TextModel, tokens: Sequence[Tokens], pad_id: int, chunk_tokens
         chunk_tokens: positions of a pass; bounds memory.
     """
     if model.serving.kind == "causal" and _takes_layouts(model.base, tokens):
-        # The last token of a likelihood is predicted, never read.
-        end = -1 if model.serving.head == "likelihood" else None
-        sequences = [row["input_ids"][:end] for row in tokens]
-        layouts = lay_out(sequences, chunk_tokens, _attention_tokens(model.base))
-        return [Pass(layout.texts, layout.ids.size, partial(_read_layout, model, layout, tokens)) for layout in layouts]
+        return _shared(model, tokens, chunk_tokens)
     found = []
     for rows in chunks_by_length(tokens, chunk_tokens, MOST_ROWS):
         batch = padded(tokens, rows, pad_id, model.device, model.serving.max_tokens)
         found.append(Pass(rows, batch["input_ids"].numel(), partial(model, **batch)))
+    return found
+
+
+def _shared(model: TextModel, tokens: Sequence[Tokens], chunk_tokens: int) -> list[Pass]:
+    """Passes over trees; where no gradient is wanted, large families behind a beginning that is read once."""
+    # The last token of a likelihood is predicted, never read.
+    end = -1 if model.serving.head == "likelihood" else None
+    sequences = [row["input_ids"][:end] for row in tokens]
+    found: list[Pass] = []
+    alone = set(range(len(tokens)))
+    if not torch.is_grad_enabled() and not _pools_all(model) and fault(model.base, 1) is None:
+        for family in families(sequences):
+            alone.difference_update(family.texts)
+            found += _family(model, tokens, sequences, family, chunk_tokens)
+    rest = sorted(alone)
+    for layout in lay_out([sequences[text] for text in rest], chunk_tokens, _attention_tokens(model.base)):
+        chosen = [rest[text] for text in layout.texts]
+        outputs = partial(_outputs, model, layout, [tokens[text] for text in chosen])
+        found.append(Pass(np.array(chosen), layout.ids.size, outputs))
+    return found
+
+
+def _pools_all(model: TextModel) -> bool:
+    return model.serving.head == "embedding" and model.serving.pooling == "mean"
+
+
+def _family(
+    model: TextModel, tokens: Sequence[Tokens], sequences: Sequence[Sequence[int]], family: Family, chunk_tokens: int
+) -> list[Pass]:
+    """Passes over the rests of a family's texts; its beginning stays as keys and values."""
+    common = family.common
+    if model.serving.head == "likelihood":
+        common = min(common, *(tokens[text]["tail_mask"].index(1) for text in family.texts))
+    # The last common token is read again with each tree: what stands before it is what they have in common.
+    beginning = sequences[family.texts[0]][:common]
+    rests = [sequences[text][common - 1 :] for text in family.texts]
+    before = cache(partial(read, model.base, [beginning]))
+    found = []
+    for layout in lay_out(rests, chunk_tokens, _attention_tokens(model.base)):
+        chosen = [family.texts[text] for text in layout.texts]
+        outputs = partial(_outputs, model, layout, [tokens[text] for text in chosen], before, common - 1)
+        found.append(Pass(np.array(chosen), layout.ids.size, outputs))
     return found
 
 
@@ -79,31 +118,42 @@ def _attention_tokens(base: PreTrainedModel) -> float:
     return float(hidden if base.device.type == "cpu" else 8 * hidden)
 
 
-def _read_layout(model: TextModel, layout: Layout, tokens: Sequence[Tokens]) -> Tensor:
-    """The numbers of a layout's texts, (n, K)."""
-    hidden = hidden_states(model.base, layout)  # (R·T, D)
+def _outputs(
+    model: TextModel,
+    layout: Layout,
+    tokens: Sequence[Tokens],
+    before: Callable[[], Before] | None = None,
+    n_before: int = 0,
+) -> Tensor:
+    """The numbers of a layout's texts, (n, K).
+
+    Args:
+        model: whose base reads them.
+        layout: of the texts, without what was read before.
+        tokens: of each text of the layout, in its order.
+        before: gives what was read before.
+        n_before: tokens of it.
+    """
+    hidden = hidden_states(model.base, layout, before)  # (R·T, D)
     if model.serving.head == "likelihood":
-        return model.likelihood(hidden, *_predicted(layout, tokens, hidden.device))
-    if model.serving.head == "embedding" and model.serving.pooling == "mean":
+        return model.likelihood(hidden, *_predicted(layout, tokens, n_before, hidden.device))
+    if _pools_all(model):
         return model.vectors(_means(hidden, layout))
     last = hidden[_on(layout.ends, hidden.device)]  # (n, D)
     return model.vectors(last) if model.serving.head == "embedding" else model.logits(last)
 
 
-def hidden_states(base: PreTrainedModel, layout: Layout) -> Tensor:
-    """The last hidden states of a layout's tokens, (R·T, D)."""
+def hidden_states(base: PreTrainedModel, layout: Layout, before: Callable[[], Before] | None = None) -> Tensor:
+    """The last hidden states of a layout's tokens, (R·T, D), behind what was read before them in every row."""
     ids, positions, last = (_on(part, base.device) for part in (layout.ids, layout.positions, layout.last))
-    states: Tensor = base.base_model(
-        input_ids=ids, attention_mask=_mask(base, last), position_ids=positions, use_cache=False
-    ).last_hidden_state
-    return states.flatten(0, 1)
-
-
-def _mask(base: PreTrainedModel, last: Tensor) -> Any:
-    """What tells attention who sees whom; last: (R, T)."""
     place = torch.arange(last.shape[1], device=last.device)
     sees = (place <= place[:, None]) & (place[:, None] < last[:, None, :])  # (R, T, T)
-    return additive(base, sees)
+    if before is not None:
+        return hidden_of(base, before().repeated(len(ids)), ids, positions, sees).flatten(0, 1)
+    states: Tensor = base.base_model(
+        input_ids=ids, attention_mask=additive(base, sees), position_ids=positions, use_cache=False
+    ).last_hidden_state
+    return states.flatten(0, 1)
 
 
 def _means(hidden: Tensor, layout: Layout) -> Tensor:
@@ -115,19 +165,21 @@ def _means(hidden: Tensor, layout: Layout) -> Tensor:
     return sums / _on(lengths, hidden.device)[:, None]
 
 
-def _predicted(layout: Layout, tokens: Sequence[Tokens], device: torch.device) -> tuple[Tensor, Tensor, Tensor, int]:
+def _predicted(
+    layout: Layout, tokens: Sequence[Tokens], n_before: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, int]:
     """Where each tail's tokens are predicted, in ascending order: place (E,), token (E,) and text (E,); and n."""
     places, ids, owners = [], [], []
-    for number, text in enumerate(layout.texts):
-        tail = np.flatnonzero(np.asarray(tokens[text]["tail_mask"]))
-        places.append(layout.ways[layout.starts[number] + tail - 1])
-        ids.append(np.asarray(tokens[text]["input_ids"], np.int64)[tail])
+    for number, text in enumerate(tokens):
+        tail = np.flatnonzero(np.asarray(text["tail_mask"]))
+        places.append(layout.ways[layout.starts[number] + tail - 1 - n_before])
+        ids.append(np.asarray(text["input_ids"], np.int64)[tail])
         owners.append(np.full(len(tail), number))
     place = np.concatenate(places)
     order = np.argsort(place, kind="stable")
     parts = (place[order], np.concatenate(ids)[order], np.concatenate(owners)[order])
     place_, id_, owner = (_on(part, device) for part in parts)
-    return place_, id_, owner, len(layout.texts)
+    return place_, id_, owner, len(tokens)
 
 
 def _on(array: np.ndarray, device: torch.device) -> Tensor:

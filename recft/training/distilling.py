@@ -29,7 +29,8 @@ from recft.exports._base import FittedLora, Source
 from recft.methods._base import SAVED_PREFIX, Attached, Plan
 from recft.models.base import device_of
 from recft.models.merging import Merge
-from recft.models.text_model import TextModel, chunks_by_length, padded
+from recft.models.passes import passes
+from recft.models.text_model import TextModel, padded
 from recft.models.tokens import Text, Tokens
 from recft.models.weights import float32_base
 from recft.training.schedule import learning_rate as rate_at
@@ -40,7 +41,7 @@ FEWEST_TEXTS = 8
 HELD_OUT, MOST_HELD_OUT = 0.1, 256
 EVALUATIONS = 10
 WARMUP_SHARE = 0.1
-CHUNK_TOKENS, CHUNK_ROWS = 8192, 256
+CHUNK_TOKENS = 8192
 MOST_OTHERS = 2048
 """Texts of whose vectors scores are made."""
 
@@ -135,12 +136,10 @@ def _outputs(model: TextModel, tokens: Sequence[Tokens], pad_id: int, rows: np.n
     """What the model makes of some rows, (N, K) float32."""
     rows = np.arange(len(tokens)) if rows is None else rows
     some = [tokens[row] for row in rows.tolist()]
-    found: Tensor | None = None
-    for chunk in chunks_by_length(some, CHUNK_TOKENS, CHUNK_ROWS):
-        values = model(**padded(some, chunk, pad_id, model.device, model.serving.max_tokens))
-        found = values.new_empty(len(some), values.shape[1]) if found is None else found
-        found[torch.as_tensor(chunk, device=values.device)] = values
-    assert found is not None  # noqa: S101 - there are texts
+    parts = [(one.texts, one.outputs()) for one in passes(model, some, pad_id, CHUNK_TOKENS)]
+    found = parts[0][1].new_empty(len(some), parts[0][1].shape[1])
+    for texts, values in parts:
+        found[torch.as_tensor(texts, device=values.device)] = values
     return found
 
 

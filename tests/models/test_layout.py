@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from recft.models.layout import MOST, Layout, lay_out
+from recft.models.layout import LONG, MOST, Layout, families, lay_out
 from recft.models.passes import hidden_states
 
 texts = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=12), min_size=1, max_size=30)
@@ -121,3 +121,19 @@ def test_a_text_comes_out_as_it_does_alone_and_does_not_change_with_its_neighbou
     torch.testing.assert_close(outputs[0], outputs[1], atol=1e-6, rtol=1e-6)
     for text, found in zip(mine, outputs[0], strict=True):
         torch.testing.assert_close(found, model.model(torch.tensor([text])).last_hidden_state[0, -1])
+
+
+def test_families_are_the_longest_beginnings_with_enough_behind_them() -> None:
+    template, first, second = list(range(1, 41)), list(range(100, 180)), list(range(200, 240))
+    many = [[*template, *first, 1000 + number, 1, 2, 3] for number in range(400)]
+    more = [[*template, *second, 1000 + number, 1, 2, 3] for number in range(300)]
+    few = [[*template, 300 + number, *range(2 * MOST // 8)] for number in range(9)]
+    small = [[*range(500, 500 + LONG - 1), number] for number in range(3000)]
+    texts = [*small, *few, *more, *many]
+    found = families(texts)
+    assert sorted((family.common, len(family.texts)) for family in found) == [(40, 9), (80, 300), (120, 400)]
+    for family in found:
+        assert len({tuple(texts[text][: family.common]) for text in family.texts}) == 1
+    taken = [text for family in found for text in family.texts]
+    assert len(taken) == len(set(taken)) and min(taken) >= len(small)
+    assert families([[1, 2]]) == []

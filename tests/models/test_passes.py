@@ -1,0 +1,151 @@
+"""The passes of a causal model give every head's numbers as each text alone does, whatever it shares with others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from recft.models import layout
+from recft.models.base import load_base, tokenizer_of
+from recft.models.passes import passes
+from recft.models.text_model import Serving, TextModel, label_tokens, padded
+from recft.models.tokens import Text, Tokens
+from recft.schema import ModelSettings
+
+CPU = torch.device("cpu")
+ITEMS = ["red leather chair", "lamp", "黑色 墨盒 🎒", "usb cable", "oak desk", "usb cable", "red lamp", "椅子", ""]
+HISTORIES = ["history: oak desk, black lamp, 打印机", "history: oak desk, black lamp", "历史：数据线 🎒", ""]
+PAIRS: list[Text] = [(history, f" item: {item} answer:") for history in HISTORIES for item in ITEMS]
+
+HEADS = [
+    ("embedding", "last"),
+    ("embedding", "mean"),
+    ("classifier", "none"),
+    ("answers", "none"),
+    ("likelihood", "none"),
+]
+
+
+def model_of(folder: Path, head: str, pooling: str) -> tuple[TextModel, PreTrainedTokenizerBase]:
+    settings = ModelSettings(base=str(folder))
+    tokenizer = tokenizer_of(settings)
+    ids = label_tokens(tokenizer, ["no", "yes"]) if head == "answers" else ()
+    serving = Serving("t", "causal", head, pooling, head == "embedding", 64, label_ids=ids, n_outputs=3)
+    return TextModel(load_base(settings, head, CPU, torch.float32, n_labels=3).model, serving).eval(), tokenizer
+
+
+def alone(model: TextModel, tokens: list[Tokens]) -> np.ndarray:
+    """Each text by itself, in the plain forward pass."""
+    with torch.no_grad():
+        return np.concatenate(
+            [model(**padded(tokens, np.array([row]), 0, CPU, 64)).numpy() for row in range(len(tokens))]
+        )
+
+
+@pytest.mark.parametrize(("head", "pooling"), HEADS)
+@pytest.mark.parametrize("chunk_tokens", [32, 4096])
+@pytest.mark.parametrize("large", [False, True])
+def test_every_head_reads_a_shared_beginning_as_each_text_alone(
+    head: str, pooling: str, chunk_tokens: int, large: bool, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = model_of(tiny_llama, head, pooling)
+    tokens = model.serving.tokens(tokenizer, PAIRS)
+    if large:  # small families are large ones: their beginning stays as keys and values
+        monkeypatch.setattr(layout, "MOST", 8)
+        monkeypatch.setattr(layout, "LONG", 3)
+    found = np.full((len(tokens), alone(model, tokens[:1]).shape[1]), np.nan, np.float32)
+    with torch.no_grad():
+        chosen = passes(model, tokens, 0, chunk_tokens)
+        for one in chosen:
+            assert np.isnan(found[one.texts]).all(), "a text is computed twice"
+            found[one.texts] = one.outputs().numpy()
+    np.testing.assert_allclose(found, alone(model, tokens), atol=2e-5)
+    behind = head == "embedding" and pooling == "mean"
+    assert sum(one.n_tokens for one in chosen) < sum(len(row["input_ids"]) for row in tokens) * (1.2 if behind else 1)
+
+
+def test_a_beginning_that_many_texts_have_is_read_once(tiny_llama: Path) -> None:
+    model, tokenizer = model_of(tiny_llama, "answers", "none")
+    texts: list[Text] = [
+        ("history: red leather office chair, oak desk, usb cable, lamp, " * 2, f" {n} 椅子") for n in range(400)
+    ]
+    tokens = model.serving.tokens(tokenizer, texts)
+    lengths: list[int] = []
+    model.base.base_model.register_forward_pre_hook(
+        lambda _m, _a, given: lengths.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    with torch.no_grad():
+        outputs = [(one.texts, one.outputs().numpy()) for one in passes(model, tokens, 0, 512)]
+    rows = np.concatenate([texts for texts, _ in outputs])
+    read = sum(lengths)
+    np.testing.assert_allclose(
+        np.concatenate([part for _, part in outputs])[np.argsort(rows)], alone(model, tokens), atol=2e-5
+    )
+    whole = sum(len(row["input_ids"]) for row in tokens)
+    assert read < whole / 4, "the beginning was read again"
+
+
+def deaf(_module: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, {**given, "attention_mask": None}
+
+
+def test_a_base_that_heeds_no_mask_and_a_window_that_is_too_small_take_padded_texts(tiny_llama: Path) -> None:
+    model, tokenizer = model_of(tiny_llama, "answers", "none")
+    model.base.base_model.register_forward_pre_hook(deaf, with_kwargs=True)
+    tokens = model.serving.tokens(tokenizer, PAIRS)
+    assert sum(one.n_tokens for one in passes(model, tokens, 0, 4096)) > sum(len(row["input_ids"]) for row in tokens)
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        num_key_value_heads=2, sliding_window=6, initializer_range=0.3,
+    )  # fmt: skip
+    base: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    narrow = TextModel(base, model.serving).eval()
+    with torch.no_grad():
+        found = [(one.texts, one.outputs().numpy()) for one in passes(narrow, tokens, 0, 4096)]
+    order = np.argsort(np.concatenate([rows for rows, _ in found]))
+    np.testing.assert_allclose(np.concatenate([part for _, part in found])[order], alone(narrow, tokens), atol=2e-5)
+
+
+def test_a_trial_leaves_the_model_training(tiny_llama: Path) -> None:
+    model, tokenizer = model_of(tiny_llama, "answers", "none")
+    model.train()
+    passes(model, model.serving.tokens(tokenizer, PAIRS), 0, 4096)
+    assert model.base.training
+
+
+@pytest.mark.parametrize("cap", [None, 5.0])
+@pytest.mark.parametrize("numbers", [200, 10**6])
+def test_log_p_has_the_gradient_of_whole_logits(
+    cap: float | None, numbers: int, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recft.models import token_log_p
+
+    base = model_of(tiny_llama, "likelihood", "none")[0].base
+    base.config.final_logit_softcapping = cap
+    monkeypatch.setitem(token_log_p.BLOCK_NUMBERS, "cpu", numbers)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(9, base.config.hidden_size, generator=generator)
+    row, token = torch.tensor([1, 1, 1, 4, 6, 6, 8, 8]), torch.tensor([3, 0, 19, 7, 7, 1, 2, 2])
+    weights = torch.randn(8, generator=generator)
+
+    def gradient(of: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        there = hidden.clone().requires_grad_()
+        (of(there) * weights).sum().backward()
+        assert there.grad is not None
+        return there.grad
+
+    def whole(there: torch.Tensor) -> torch.Tensor:
+        logits = base.get_output_embeddings()(there)
+        logits = torch.tanh(logits / cap) * cap if cap else logits
+        found: torch.Tensor = logits.log_softmax(dim=1)[row, token]
+        return found
+
+    found, wanted = gradient(lambda there: token_log_p.log_p(base, there, row, token)), gradient(whole)
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-5
