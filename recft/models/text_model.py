@@ -23,6 +23,9 @@ __all__ = ["Serving", "TextModel", "chunks_by_length", "label_tokens", "padded"]
 PAD_TO = 8
 """Lengths are rounded up to a multiple of this: few different shapes, so that kernels are set up once."""
 
+LEAST_TOKENS = 512
+"""Of a pass that keeps the matrix units busy."""
+
 
 @dataclass(frozen=True)
 class Serving:
@@ -216,12 +219,18 @@ def label_tokens(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> t
 
 
 def chunks_by_length(tokens: Sequence[Tokens], chunk_tokens: int, most_rows: int) -> list[np.ndarray]:
-    """Row numbers grouped by similar length, longest first, each group within `chunk_tokens` when padded."""
+    """Row numbers grouped by similar length, longest first, each group within `chunk_tokens` when padded.
+
+    A group also ends where the next text would be a quarter padding, once it is worth a pass.
+    """
     lengths = np.array([len(row["input_ids"]) for row in tokens])
     order = np.argsort(-lengths, kind="stable")
     chunks, start = [], 0
     while start < len(order):
-        rows = max(1, min(most_rows, chunk_tokens // _rounded(int(lengths[order[start]]))))
+        width = _rounded(int(lengths[order[start]]))
+        rows = max(1, min(most_rows, chunk_tokens // width))
+        alike = int((lengths[order[start:]] > 0.75 * width).sum())
+        rows = min(rows, max(alike, -(-LEAST_TOKENS // width)))
         chunks.append(order[start : start + rows])
         start += rows
     return chunks

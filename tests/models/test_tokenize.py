@@ -135,3 +135,11 @@ def test_chunks_hold_every_row_once_within_the_limit() -> None:
         assert batch["input_ids"].numel() <= 256
         assert len(rows) <= 16
         assert batch["attention_mask"].sum(1).tolist() == lengths[rows].tolist()
+
+
+def test_short_texts_are_not_padded_to_long_ones() -> None:
+    tokens = [{"input_ids": [1] * length} for length in [*[60, 64] * 32, *[6, 8] * 32]]  # queries and products
+    chunks = chunks_by_length(tokens, chunk_tokens=4096, most_rows=1024)
+    assert [len(rows) for rows in chunks] == [64, 64]
+    few = [{"input_ids": [1] * length} for length in [64, 8, 8, 8]]
+    assert len(chunks_by_length(few, 4096, 1024)) == 1, "a pass of its own would cost more than the padding"
