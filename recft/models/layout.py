@@ -194,36 +194,43 @@ def _tree(sequences: Sequence[Sequence[int]], texts: list[int], shared: list[int
 
 def _rows(trees: list[_Tree], attention_tokens: float) -> dict[int, list[list[_Tree]]]:
     """The rows of each width, of all ways that were tried the one with the least work."""
-    largest = max((len(tree) for tree in trees), default=0)
     ordered = sorted(trees, key=len, reverse=True)
+    largest, mean = (len(ordered[0]), sum(map(len, ordered)) / len(ordered)) if ordered else (0, 0.0)
     found: dict[int, list[list[_Tree]]] = {}
     least = np.inf
     for width in WIDTHS:
+        if width < mean:
+            continue
         rows = _packed(ordered, width)
         work = sum(len(some) * width * (1 + width / attention_tokens) for width, some in rows.items())
         if work < least:
             found, least = rows, work
-        if width >= max(largest, 2 * MOST):
-            break
+        filled = mean * len(ordered) / sum(len(some) * width for width, some in rows.items())
+        if filled > 0.98 or width >= max(largest, 2 * MOST):
+            break  # wider rows would only cost more attention
     return found
 
 
 def _packed(ordered: list[_Tree], narrowest: int) -> dict[int, list[list[_Tree]]]:
-    """Each tree in the first row with room for it, the largest trees first (first fit decreasing)."""
-    rows: list[tuple[int, list[_Tree]]] = []
-    rooms = np.zeros(len(ordered), np.int64)
+    """Each tree in the row that it fills best, the largest trees first (best fit decreasing); by the rows' width."""
+    most = next(width for width in WIDTHS if width >= max(narrowest, len(ordered[0]))) if ordered else 0
+    rows: dict[int, list[list[_Tree]]] = {}
+    with_room: list[list[list[_Tree]]] = [[] for _ in range(most + 1)]
+    any_with = np.zeros(most + 1, bool)
     for tree in ordered:
-        row = int(np.argmax(rooms[: len(rows)] >= len(tree))) if rows else 0
-        if not rows or rooms[row] < len(tree):
-            row, width = len(rows), next(width for width in WIDTHS if width >= max(len(tree), narrowest))
-            rows.append((width, []))
-            rooms[row] = width
-        rows[row][1].append(tree)
-        rooms[row] -= len(tree)
-    by_width: dict[int, list[list[_Tree]]] = {}
-    for width, some in rows:
-        by_width.setdefault(width, []).append(some)
-    return by_width
+        size = len(tree)
+        room = size + int(np.argmax(any_with[size:]))
+        if any_with[room]:
+            row = with_room[room].pop()
+            any_with[room] = bool(with_room[room])
+        else:
+            room = next(width for width in WIDTHS if width >= max(size, narrowest))
+            row = []
+            rows.setdefault(room, []).append(row)
+        row.append(tree)
+        with_room[room - size].append(row)
+        any_with[room - size] = True
+    return rows
 
 
 def _layout(rows: list[list[_Tree]], width: int) -> Layout:
