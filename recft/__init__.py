@@ -52,7 +52,12 @@ class _Package(ModuleType):
     def __getattr__(self, name: str) -> Any:
         # Verbs load torch: they are imported when they are first used, so that `recft --help` stays quick.
         if name in _VERBS or name in _HOMES:
-            return getattr(import_module(f"recft.{_HOMES.get(name, name)}"), name)
+            from recft.models import machine
+
+            machine.settle()  # what libraries read when they are loaded
+            module = import_module(f"recft.{_HOMES.get(name, name)}")
+            machine.settle()  # what torch is told once it is there
+            return getattr(module, name)
         raise AttributeError(f"module 'recft' has no attribute '{name}'")
 
     def __setattr__(self, name: str, value: object) -> None:

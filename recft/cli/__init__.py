@@ -8,7 +8,6 @@ a bug and shows its traceback. Nothing here imports torch: verbs do, and they ar
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Sequence
 from errno import EDQUOT, EFBIG, ENAMETOOLONG, ENOSPC, EROFS
@@ -20,6 +19,7 @@ from recft import registry
 from recft.cli._base import Command, Stopped, guarded, stoppable
 from recft.cli._shell import complain
 from recft.errors import RecftError, problem
+from recft.models import machine
 
 __all__ = ["build", "main"]
 
@@ -83,9 +83,7 @@ def _machine_s_fault(error: Exception) -> str | None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and leaves with its exit code."""
-    # torch and bitsandbytes each bring an OpenMP runtime: threads that spin while they wait take the cores from the
-    # other one's, which on a busy machine makes k-bit tuning several times slower. Read when torch is first loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    machine.settle()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a title is shown even where the locale lacks its signs

@@ -22,6 +22,7 @@ from transformers.masking_utils import sdpa_mask
 
 from recft.errors import ModelError, problem
 from recft.methods._blocks import blocks
+from recft.models.attention import attend
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -97,9 +98,9 @@ def _attention(
             (*attention_mask.shape[:-1], before_key.shape[2]), attention_mask.dtype == torch.bool
         )
         attention_mask = torch.cat([seen, attention_mask], dim=-1)
-    return cast(
-        "tuple[Tensor, Tensor | None]", sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    )
+    # In 16 bits on a CPU SDPA's backward pass is slow; `attend` leaves to it what it does not do itself.
+    attention = attend if query.dtype.itemsize == 2 else sdpa_attention_forward
+    return cast("tuple[Tensor, Tensor | None]", attention(module, query, key, value, attention_mask, **options))
 
 
 def _whole_mask(query: Tensor, key: Tensor, causal: bool) -> Tensor:

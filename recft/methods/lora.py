@@ -115,7 +115,11 @@ class Lora:
 
         layers = inject(model, config(), names, plan.seed)
         if not options["use_dora"]:
+            from recft.methods._lora_product import in_one_product
+
             compute_in_the_bases_dtype(layers)
+            for layer in layers.values():
+                in_one_product(layer)
         own = own_parameters(layers)
         return Adapter(
             own=own,

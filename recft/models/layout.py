@@ -125,7 +125,7 @@ def lay_out(sequences: Sequence[Sequence[int]], chunk_tokens: int, attention_tok
         chunk_tokens: of a pass; a tree that is longer has a pass of its own.
         attention_tokens: a row of so many tokens costs as much in attention as in everything else.
     """
-    rows = _rows(_trees(sequences), attention_tokens)
+    rows = _rows(_trees(sequences), attention_tokens) if sequences else {}
     passes = []
     for width in sorted(rows, reverse=True):
         every, most = rows[width], max(1, chunk_tokens // width)
@@ -195,7 +195,7 @@ def _tree(sequences: Sequence[Sequence[int]], texts: list[int], shared: list[int
 def _rows(trees: list[_Tree], attention_tokens: float) -> dict[int, list[list[_Tree]]]:
     """The rows of each width, of all ways that were tried the one with the least work."""
     ordered = sorted(trees, key=len, reverse=True)
-    largest, mean = (len(ordered[0]), sum(map(len, ordered)) / len(ordered)) if ordered else (0, 0.0)
+    largest, mean = len(ordered[0]), sum(map(len, ordered)) / len(ordered)
     found: dict[int, list[list[_Tree]]] = {}
     least = np.inf
     for width in WIDTHS:
@@ -213,7 +213,7 @@ def _rows(trees: list[_Tree], attention_tokens: float) -> dict[int, list[list[_T
 
 def _packed(ordered: list[_Tree], narrowest: int) -> dict[int, list[list[_Tree]]]:
     """Each tree in the row that it fills best, the largest trees first (best fit decreasing); by the rows' width."""
-    most = next(width for width in WIDTHS if width >= max(narrowest, len(ordered[0]))) if ordered else 0
+    most = next(width for width in WIDTHS if width >= max(narrowest, len(ordered[0])))
     rows: dict[int, list[list[_Tree]]] = {}
     with_room: list[list[list[_Tree]]] = [[] for _ in range(most + 1)]
     any_with = np.zeros(most + 1, bool)

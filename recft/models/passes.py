@@ -9,7 +9,7 @@ beginning that many texts have stays as keys and values.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recft.models.flex import block_mask
 from recft.models.layout import Family, Layout, families, lay_out
 from recft.models.packed import NOT_FOR_THIS, Before, additive, fault, hidden_of, narrowest_window, read
 from recft.models.text_model import TextModel, chunks_by_length, padded
@@ -25,6 +26,8 @@ from recft.models.tokens import Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from recft.models.bottom import Bottom
 
 __all__ = ["Pass", "hidden_states", "passes"]
 
@@ -41,15 +44,19 @@ class Pass:
     Attributes:
         texts: (n,) their numbers.
         n_tokens: positions that are computed, padding too.
+        places: of each text, where its tokens stand in the pass's hidden states, (R·T, D); none behind a cache.
         outputs: computes their numbers, (n, K) float32, with a graph where gradients are on.
     """
 
     texts: np.ndarray
     n_tokens: int
+    places: list[np.ndarray]
     outputs: Callable[[], Tensor]
 
 
-def passes(model: TextModel, tokens: Sequence[Tokens], pad_id: int, chunk_tokens: int) -> list[Pass]:
+def passes(
+    model: TextModel, tokens: Sequence[Tokens], pad_id: int, chunk_tokens: int, bottom: Bottom | None = None
+) -> list[Pass]:
     """The passes that compute all texts, each text in one of them.
 
     Args:
@@ -57,32 +64,55 @@ def passes(model: TextModel, tokens: Sequence[Tokens], pad_id: int, chunk_tokens
         tokens: of each text, as `Serving.tokens` gives them.
         pad_id: what stands where no token does.
         chunk_tokens: positions of a pass; bounds memory.
+        bottom: blocks that are computed once a text, or None.
     """
+    if bottom is None:
+        return _passes(model, tokens, pad_id, chunk_tokens, caches=not torch.is_grad_enabled())
+    every = _passes(model, tokens, pad_id, chunk_tokens, caches=False)
+
+    def above(one: Pass) -> Pass:
+        own = [tokens[text] for text in one.texts]
+        alone = partial(_some_alone, model, own, pad_id, chunk_tokens)
+        return replace(one, outputs=partial(bottom.outputs, one, own, alone))
+
+    return [above(one) for one in every]
+
+
+def _some_alone(
+    model: TextModel, tokens: Sequence[Tokens], pad_id: int, chunk_tokens: int, chosen: Sequence[int]
+) -> list[Pass]:
+    return _passes(model, [tokens[text] for text in chosen], pad_id, chunk_tokens, caches=False)
+
+
+def _passes(model: TextModel, tokens: Sequence[Tokens], pad_id: int, chunk_tokens: int, caches: bool) -> list[Pass]:
     if model.serving.kind == "causal" and _takes_layouts(model.base, tokens):
-        return _shared(model, tokens, chunk_tokens)
+        return _shared(model, tokens, chunk_tokens, caches)
     found = []
     for rows in chunks_by_length(tokens, chunk_tokens, MOST_ROWS):
         batch = padded(tokens, rows, pad_id, model.device, model.serving.max_tokens)
-        found.append(Pass(rows, batch["input_ids"].numel(), partial(model, **batch)))
+        ids = batch["input_ids"]
+        places = [row * ids.shape[1] + np.arange(len(tokens[text]["input_ids"])) for row, text in enumerate(rows)]
+        found.append(Pass(rows, ids.numel(), places, partial(model, **batch)))
     return found
 
 
-def _shared(model: TextModel, tokens: Sequence[Tokens], chunk_tokens: int) -> list[Pass]:
+def _shared(model: TextModel, tokens: Sequence[Tokens], chunk_tokens: int, caches: bool) -> list[Pass]:
     """Passes over trees; where no gradient is wanted, large families behind a beginning that is read once."""
     # The last token of a likelihood is predicted, never read.
     end = -1 if model.serving.head == "likelihood" else None
     sequences = [row["input_ids"][:end] for row in tokens]
     found: list[Pass] = []
     alone = set(range(len(tokens)))
-    if not torch.is_grad_enabled() and not _pools_all(model) and fault(model.base, 1) is None:
+    if caches and not _pools_all(model) and fault(model.base, 1) is None:
         for family in families(sequences):
             alone.difference_update(family.texts)
             found += _family(model, tokens, sequences, family, chunk_tokens)
     rest = sorted(alone)
     for layout in lay_out([sequences[text] for text in rest], chunk_tokens, _attention_tokens(model.base)):
         chosen = [rest[text] for text in layout.texts]
+        places = np.split(layout.ways, layout.starts[1:-1])
         outputs = partial(_outputs, model, layout, [tokens[text] for text in chosen])
-        found.append(Pass(np.array(chosen), layout.ids.size, outputs))
+        found.append(Pass(np.array(chosen), layout.ids.size, places, outputs))
     return found
 
 
@@ -105,7 +135,7 @@ def _family(
     for layout in lay_out(rests, chunk_tokens, _attention_tokens(model.base)):
         chosen = [family.texts[text] for text in layout.texts]
         outputs = partial(_outputs, model, layout, [tokens[text] for text in chosen], before, common - 1)
-        found.append(Pass(np.array(chosen), layout.ids.size, outputs))
+        found.append(Pass(np.array(chosen), layout.ids.size, [], outputs))
     return found
 
 
@@ -150,8 +180,10 @@ def hidden_states(base: PreTrainedModel, layout: Layout, before: Callable[[], Be
     sees = (place <= place[:, None]) & (place[:, None] < last[:, None, :])  # (R, T, T)
     if before is not None:
         return hidden_of(base, before().repeated(len(ids)), ids, positions, sees).flatten(0, 1)
+    flexible = getattr(base.config, "_attn_implementation", None) == "flex_attention"
+    mask = block_mask(last) if flexible else additive(base, sees)
     states: Tensor = base.base_model(
-        input_ids=ids, attention_mask=additive(base, sees), position_ids=positions, use_cache=False
+        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
     ).last_hidden_state
     return states.flatten(0, 1)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from recft.data.store import Records, Table
 
-__all__ = ["Batch", "Head", "Output", "Reads", "Task", "Text", "scored"]
+__all__ = ["Batch", "Grouping", "Head", "Output", "Reads", "Task", "Text", "scored"]
 
 Text = str | tuple[str, str]
 """A text, or (body, tail): the body is cut where the two are too long, the tail never."""
@@ -74,12 +74,6 @@ class Task(Protocol):
     ) -> Batch:
         """The batch of the records `rows`; `items` are the catalogue's texts by item number."""
 
-    def examples(self, config: Any, records: Records) -> np.ndarray:
-        """Which example each record belongs to, (R,), from 0; a task without it has one example a record.
-
-        An example is what an epoch sees once and `tune.batch_size` counts; its records come in one batch.
-        """
-
     def needs_base(self, config: Any) -> bool:
         """Whether the loss compares with the untuned base (an anchor, a preference's reference)."""
 
@@ -110,6 +104,16 @@ class Task(Protocol):
 
     def numbers(self, config: Any, outputs: np.ndarray, records: Records, rows: np.ndarray) -> np.ndarray:
         """The number for each candidate pair of the records, (P,): what a record says counts too (values)."""
+
+
+class Grouping(Protocol):
+    """What a task has besides whose examples may be several records; any other's are one each."""
+
+    def examples(self, config: Any, records: Records) -> np.ndarray:
+        """Which example each record belongs to, (R,), from 0.
+
+        An example is what an epoch sees once and `tune.batch_size` counts; its records come in one batch.
+        """
 
 
 def scored(task: Task, config: Any, outputs: np.ndarray, records: Records, rows: np.ndarray) -> np.ndarray:

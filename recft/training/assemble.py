@@ -19,6 +19,7 @@ from recft import registry
 from recft.errors import ModelError, RecipeError, problem
 from recft.methods._base import SAVED_PREFIX, Attached, Plan
 from recft.models.base import Base, compute_dtype, config_of, device_of, kind_of, load_base, tokenizer_of
+from recft.models.blocks import checkpoint_blocks
 from recft.models.text_model import Serving, TextModel, chunks_by_length, padded
 from recft.models.tokens import Tokens, tokenize
 from recft.recipe import Recipe
@@ -118,7 +119,7 @@ def _checked(recipe: Recipe) -> dict[str, object]:
     place, reason, fix = "recipe", "", ""
     if refusal is not None:
         place, reason, fix = ", ".join(f"{key}: {facts[key]}" for key in refusal.when), refusal.reason, refusal.fix
-    elif recipe.tune.gradient_checkpointing and not method.allows_gradient_checkpointing:
+    elif recipe.tune.gradient_checkpointing is True and not method.allows_gradient_checkpointing:
         place = "tune.gradient_checkpointing: true"
         reason, fix = f"{recipe.method.name} cannot run with it", "leave it out"
     elif facts["head"] is None:
@@ -162,9 +163,8 @@ def new(
         plan, samples=[ready(tokens, rows) for rows in chunks_by_length(tokens, 4096, 64)], tokenize=together
     )
     attached = registry.load("recft.methods", recipe.method.name).attach(base.model, recipe.method, plan)
-    if recipe.tune.gradient_checkpointing:
-        # The other, reentrant kind wants inputs with gradients, which a frozen base has not.
-        base.model.activation_checkpointing_enable({"use_reentrant": False})
+    if recipe.tune.gradient_checkpointing is True:
+        checkpoint_blocks(base.model)
     return _tuned(base, servings, recipe.task.name, tokenizer, attached)
 
 

@@ -29,6 +29,7 @@ class Progress:
     Attributes:
         step: optimizer steps done.
         micro_batch: texts a forward pass, as found so far.
+        checkpointed_blocks: blocks that are computed again in the backward pass, as found so far.
         best: the best validation score so far.
         best_step: when it was seen.
         since_best: evaluations since then.
@@ -41,6 +42,7 @@ class Progress:
 
     step: int = 0
     micro_batch: int = 1
+    checkpointed_blocks: int = 0
     best: float | None = None
     best_step: int = 0
     since_best: int = 0

@@ -36,7 +36,7 @@ class Examples:
 
 
 def example_records(task: Any, config: Any, records: Records) -> Examples:
-    """The examples of a task; `tasks._base.Task.examples` says what they are."""
+    """The examples of a task; `tasks._base.Grouping` says what they are."""
     of = getattr(task, "examples", None)
     owner = np.arange(len(records)) if of is None else of(config, records)
     order = np.argsort(owner, kind="stable")

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from recft.models import machine
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["available_bytes", "first_micro_batch", "is_out_of_memory", "peak_bytes"]
+__all__ = ["Fit", "Shape", "available_bytes", "first_fit", "is_out_of_memory", "peak_bytes"]
 
 
 def available_bytes(device: torch.device) -> int:
     """Memory that can still be taken on the device; on a CPU the container's limit counts too."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()))
-    return max(free, 0)
+    return machine.available_bytes()
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -39,18 +32,76 @@ def peak_bytes(device: torch.device) -> int:
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
 
 
-def first_micro_batch(config: PretrainedConfig, dtype: torch.dtype, max_tokens: int, device: torch.device) -> int:
-    """How many texts of full length a forward pass starts with.
+@dataclass(frozen=True)
+class Fit:
+    """What of a step is in memory at a time.
 
-    A CPU does not say that memory is short before the process is killed, so the first guess must hold there: about
-    34 values of the hidden size a token and layer are kept for the backward pass (Korthikanti et al. 2022), and a
-    map of T values a head. Half of the free memory is taken. On a GPU the guess is halved when memory runs out.
+    Attributes:
+        micro_batch: texts of full length that have a graph.
+        checkpointed: blocks that are computed again in the backward pass, counted from the top.
     """
-    hidden, layers = config.hidden_size, config.num_hidden_layers
-    feed_forward = getattr(config, "intermediate_size", 4 * hidden)
-    per_token = 18 * hidden + 4 * feed_forward + 3 * max_tokens * config.num_attention_heads
-    bytes_per_text = layers * per_token * max_tokens * max(dtype.itemsize, 2)
-    return max(1, available_bytes(device) // 2 // int(bytes_per_text))
+
+    micro_batch: int
+    checkpointed: int = 0
+
+    def smaller(self, n_texts: int, n_blocks: int) -> Fit | None:
+        """The next to try where this one does not fit, or None: fewer texts, then half of the blocks, then all.
+
+        Args:
+            n_texts: of the step.
+            n_blocks: that may be computed again.
+        """
+        size = min(self.micro_batch, n_texts)
+        if size > 1:
+            return Fit(size // 2, self.checkpointed)
+        half = -(-n_blocks // 2)
+        more = half if self.checkpointed < half else n_blocks
+        return Fit(1, more) if more > self.checkpointed else None
+
+
+def first_fit(shape: Shape, n_blocks: int, free_bytes: int) -> Fit:
+    """With how many texts, and how many blocks computed again, a run starts.
+
+    A CPU does not say that memory is short before the process is killed, so the first guess must hold there. Half of
+    the free memory is taken. On a GPU the guess is made smaller when memory runs out.
+
+    Args:
+        shape: of a text's graph.
+        n_blocks: that may be computed again.
+        free_bytes: on the device.
+    """
+    room = free_bytes // 2
+    fits = (Fit(room // shape.text_bytes(again), again) for again in (0, -(-n_blocks // 2)) if again <= n_blocks)
+    return next((fit for fit in fits if fit.micro_batch), Fit(max(1, room // shape.text_bytes(n_blocks)), n_blocks))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides how much memory the graph of a text of full length takes.
+
+    Attributes:
+        layers: blocks.
+        layer_bytes: what a block keeps for its backward pass.
+        input_bytes: what a block keeps that is computed again.
+    """
+
+    layers: int
+    layer_bytes: int
+    input_bytes: int
+
+    @classmethod
+    def of(cls, config: PretrainedConfig, dtype: torch.dtype, max_tokens: int) -> Shape:
+        """Of a base: 34 values of the hidden size a token (Korthikanti et al. 2022), and maps of T values a head."""
+        hidden = config.hidden_size
+        feed_forward = getattr(config, "intermediate_size", 4 * hidden)
+        per_token = 18 * hidden + 4 * feed_forward + 3 * max_tokens * config.num_attention_heads
+        size = max_tokens * max(dtype.itemsize, 2)
+        return cls(config.num_hidden_layers, per_token * size, hidden * size)
+
+    def text_bytes(self, checkpointed: int) -> int:
+        """Of one text; a block that is computed again is there once more while it is."""
+        again = min(checkpointed, self.layers)
+        return (self.layers - again + bool(again)) * self.layer_bytes + again * self.input_bytes
 
 
 def is_out_of_memory(error: BaseException) -> bool:

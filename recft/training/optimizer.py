@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from recft.errors import TuneError, problem
 from recft.schema import TuneSettings
 
-__all__ = ["load_state", "make", "state_of"]
+__all__ = ["gradient_norm", "load_state", "make", "state_of"]
 
 
 def make(parameters: Mapping[str, nn.Parameter], settings: TuneSettings, device: torch.device) -> torch.optim.Optimizer:
@@ -26,7 +26,8 @@ def make(parameters: Mapping[str, nn.Parameter], settings: TuneSettings, device:
     if others:
         groups.append({"params": others, "weight_decay": 0.0})
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
+        # One kernel for all tensors, on CPUs too: an adapter has hundreds of small ones.
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
     if device.type != "cuda":
         raise TuneError(
             problem(
@@ -41,6 +42,13 @@ def make(parameters: Mapping[str, nn.Parameter], settings: TuneSettings, device:
     kind = bnb.optim.AdamW8bit if settings.optimizer == "adamw8bit" else bnb.optim.PagedAdamW8bit
     optimizer: torch.optim.Optimizer = kind(groups, lr=settings.learning_rate, betas=settings.betas)
     return optimizer
+
+
+def gradient_norm(gradients: Sequence[Tensor]) -> tuple[Tensor, bool]:
+    """The norm over all gradients together, and whether all of them are finite; the device is waited for once."""
+    norm = torch.nn.utils.get_total_norm(gradients)
+    # Squares may overflow where the values do not.
+    return norm, bool(norm.isfinite()) or all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 def state_of(
@@ -68,6 +76,6 @@ def load_state(
     for key, value in {**tensors, **plain}.items():
         name, _, inner = key.rpartition("/")
         parameter = parameters[name]
-        if isinstance(value, Tensor) and inner != "step":  # torch keeps `step` on the CPU
+        if isinstance(value, Tensor):
             value = value.to(parameter.device)
         optimizer.state[parameter][inner] = value

@@ -157,9 +157,9 @@ def test_over_a_bfloat16_base_it_multiplies_in_bfloat16_and_stays_float32() -> N
     assert {parameter.dtype for parameter in adapter.parameters().values()} == {torch.float32}
     inside: list[torch.dtype] = []
     layer = next(module for module in model.modules() if hasattr(module, "lora_A"))
-    layer.lora_A["default"].register_forward_pre_hook(lambda _module, args: inside.append(args[0].dtype))
+    layer.register_forward_hook(lambda _module, args, out: inside.extend([args[0].dtype, out.dtype]))
     found, expected = output(model).float(), output(exact)
-    assert inside == [torch.bfloat16]
+    assert inside == [torch.bfloat16, torch.bfloat16]
     assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.999
     output(model).float().sum().backward()
     gradients = [parameter.grad for parameter in adapter.parameters().values()]

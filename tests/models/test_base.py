@@ -12,10 +12,19 @@ from transformers import AutoConfig, BertConfig, BertModel, CLIPConfig, LlamaCon
 
 from recft.errors import ModelError
 from recft.models import base as bases
-from recft.models.base import base_hash, config_of, kind_of, load_base, resolve, tokenizer_of
+from recft.models.base import (
+    attention_of,
+    base_hash,
+    compute_dtype,
+    config_of,
+    kind_of,
+    load_base,
+    resolve,
+    tokenizer_of,
+)
 from recft.schema import ModelSettings
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def settings_of(folder: Path, **more: str) -> ModelSettings:
@@ -123,3 +132,40 @@ def test_causal_base_without_padding_token_gets_one(tiny_llama: Path) -> None:
     tokenizer = tokenizer_of(settings_of(tiny_llama))
     assert tokenizer.pad_token == "</s>"
     assert tokenizer.padding_side == "right"
+
+
+@pytest.mark.parametrize(("amx", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_cpu_computes_in_bf16_where_it_has_matrix_units_for_it(
+    amx: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AVX512-BF16 alone is not enough: products in bf16 are slower than in float32 there."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert compute_dtype("auto", CPU) == expected
+    assert compute_dtype("bfloat16", CPU) == torch.bfloat16
+
+
+@pytest.mark.parametrize(("bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_gpu_computes_in_bf16_where_it_can(
+    bf16: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+    assert compute_dtype("auto", GPU) == expected
+    assert compute_dtype("float32", GPU) == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "dtype", "expected"),
+    [
+        ("auto", CPU, torch.float32, "sdpa"),
+        ("auto", CPU, torch.bfloat16, "eager"),
+        ("auto", GPU, torch.bfloat16, "sdpa"),
+        ("sdpa", CPU, torch.bfloat16, "sdpa"),
+        ("eager", GPU, torch.bfloat16, "eager"),
+        ("flex_attention", GPU, torch.bfloat16, "flex_attention"),
+        ("flex_attention", CPU, torch.float32, "sdpa"),  # a run of a GPU is scored and merged on a CPU
+        ("flex_attention", CPU, torch.bfloat16, "eager"),
+    ],
+)
+def test_the_attention_of_a_device(wanted: str, device: torch.device, dtype: torch.dtype, expected: str) -> None:
+    assert attention_of(ModelSettings.model_validate({"attention": wanted}), device, dtype) == expected
