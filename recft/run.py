@@ -20,6 +20,7 @@ __all__ = [
     "RunFolder",
     "atomic_file",
     "atomic_folder",
+    "cache_folder",
     "hash_bytes",
     "hash_file",
     "hash_folder",
@@ -79,6 +80,11 @@ class RunFolder:
         return self.root / "checkpoints"
 
     @property
+    def frozen(self) -> Path:
+        """Outputs of frozen layers, while tuning goes on."""
+        return self.root / "frozen"
+
+    @property
     def metrics(self) -> Path:
         """One JSON line a logging or evaluation step."""
         return self.root / "metrics.jsonl"
@@ -100,6 +106,11 @@ class RunFolder:
     def predictions(self, split: str) -> Path:
         """What was predicted on one split, row by row."""
         return self.root / "eval" / f"{split}.predictions.parquet"
+
+
+def cache_folder(name: str) -> Path:
+    """Where what can be computed again is kept between runs; it may be deleted at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "recft" / name
 
 
 @contextlib.contextmanager

@@ -254,8 +254,10 @@ class ModelSettings(Settings):
     quantization: Literal["none", "int8", "nf4", "fp4"] = "none"
     double_quantization: bool = False
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    attention: Literal["auto", "sdpa", "eager"] = Field(
-        default="auto", description="auto: eager in bfloat16 on a CPU, where SDPA's backward pass is slow, else sdpa"
+    attention: Literal["auto", "sdpa", "eager", "flex_attention"] = Field(
+        default="auto",
+        description="auto: recft's own in 16 bits on a CPU, else sdpa; flex_attention leaves out what no token of a "
+        "packed row sees, on an NVIDIA GPU (elsewhere it is auto)",
     )
     trust_remote_code: bool = False
 
@@ -287,7 +289,21 @@ class TuneSettings(Settings):
     interpolate: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0, description="how far the served adapter goes from its start to where tuning has brought it"
     )
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Literal["auto"] | bool = Field(
+        default="auto",
+        description="compute layers again in the backward pass instead of keeping them; auto: as many as memory needs "
+        "where a single text does not fit",
+    )
+    compile: bool = Field(
+        default=False,
+        description="compile the base's blocks (torch.compile): takes minutes before the first step; for long runs of "
+        "a causal base that is not quantized",
+    )
+    frozen_cache_gb: Annotated[float, Field(ge=0)] = Field(
+        default=4.0,
+        description="outputs of layers below method.layers are kept on disk while tuning, up to so many GB, where "
+        "texts are seen more than once and a tenth of the time or more is saved; 0: never",
+    )
     calibration: Literal["temperature", "isotonic", "none"] = Field(
         default="temperature", description="of probabilities, fitted on validation (50 pairs at least) after tuning"
     )

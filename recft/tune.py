@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from recft import registry
 from recft.data.store import Store
 from recft.errors import DataError, TuneError, problem
+from recft.methods._base import chosen_layers
 from recft.metrics import _base as metrics
 from recft.models.base import base_hash, tokenizer_of
 from recft.models.encoder import Encoder
@@ -44,6 +45,7 @@ from recft.training.calibration import fit_calibration
 from recft.training.checkpoint import Progress
 from recft.training.exam import few_records
 from recft.training.examples import example_records
+from recft.training.frozen import frozen
 from recft.training.loop import Evaluation, Job, fit, total_steps
 from recft.training.mixing import Part
 from recft.training.opened import exam_of, open_run, refuse_no_effect
@@ -134,7 +136,7 @@ def _refuse_other_run(folder: RunFolder, recipe: Recipe, resume: bool, force: bo
 
 def _begin(folder: RunFolder, recipe: Recipe) -> None:
     """Clears what an earlier run left in the folder, and writes the recipe: from here on the run can be resumed."""
-    for old in (folder.adapter, folder.checkpoints, folder.root / "eval"):
+    for old in (folder.adapter, folder.checkpoints, folder.frozen, folder.root / "eval"):
         shutil.rmtree(old, ignore_errors=True)
     for file in (folder.metrics, folder.manifest, folder.curves, folder.serving, folder.page, folder.root / BASE_HEAD):
         file.unlink(missing_ok=True)
@@ -198,7 +200,8 @@ class _Tuning:
             if tuned.heads:
                 self._base_head(job)
             self.listen("stage", {"name": f"tuning {recipe.method.name}, {steps} steps"})
-            progress = fit(job, resume)
+            with frozen(job, self._n_frozen(tuned), self.folder.frozen) as job:
+                progress = fit(job, resume)
         if self.accelerator.is_main_process:
             self._end(tuned, progress, job, servings)
         return self._summary(tuned, progress, steps)
@@ -248,6 +251,11 @@ class _Tuning:
             signals=signals,
             may_checkpoint=registry.load("recft.methods", recipe.method.name).allows_gradient_checkpointing,
         )
+
+    def _n_frozen(self, tuned: Tuned) -> int:
+        """How many of the base's blocks lie below the method's lowest."""
+        n_layers = tuned.model.base.config.get_text_config().num_hidden_layers
+        return min(chosen_layers(self.recipe.method.layers, n_layers))
 
     def _part(self, part: Recipe, store: Store, tuned: Tuned) -> Part:
         task, items = registry.load("recft.tasks", part.task.name), store.item_texts
@@ -304,7 +312,8 @@ class _Tuning:
                 listen=job.listen,
                 signals=job.signals,
             )
-            with tuned.attached.disabled():
+            n_blocks = tuned.model.base.config.get_text_config().num_hidden_layers
+            with tuned.attached.disabled(), frozen(stage, n_blocks, self.folder.frozen) as stage:
                 fit(stage)
             if job.is_main:
                 with atomic_file(path) as draft:
@@ -409,6 +418,7 @@ class _Tuning:
             "best": progress.best,
             "best_step": progress.best_step,
             "micro_batch": progress.micro_batch,
+            "checkpointed_blocks": progress.checkpointed_blocks,
             "seconds_in_steps": round(progress.seconds, 2),
             "trainable_parameters": sum(p.numel() for p in tuned.attached.parameters().values()),
             "head_parameters": sum(p.numel() for p in tuned.heads.values()),

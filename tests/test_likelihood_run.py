@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,15 @@ def test_an_encoder_has_no_likelihood(toy_recipe: ToyRecipe) -> None:
 def test_a_wrong_decoding_is_refused(decoding: str, toy_recipe: ToyRecipe) -> None:
     with pytest.raises(RecipeError, match=r"eval\.decoding: "):
         toy_recipe(TASK, "causal", eval={"decoding": decoding})
+
+
+def test_with_every_position_an_epoch_sees_each_customer_once(toy_recipe: ToyRecipe, tmp_path: Path) -> None:
+    task = {**TASK, "before": "history:\n", "after": "\n", "positions": "every", "window": "stepped"}
+    settings = {"epochs": 1, "max_steps": None, "batch_size": 4, "eval_every_steps": 99, "max_tokens": 64}
+    recipe = toy_recipe(task, "causal", METHODS["lora"], tune=settings)
+    tune(recipe, tmp_path / "run")
+    store = open_run(tmp_path / "run").part(None)[1]
+    users = set(store.records("train").keys)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["step"] for line in lines) == -(-len(users) // 4)
+    assert len(store.records("train")) > len(users), "a customer has one position: nothing is shown"

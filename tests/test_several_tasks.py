@@ -165,9 +165,9 @@ def test_steps_are_shared_by_weight(
     seen: list[str] = []
     gradients = loop._Loop._gradients
 
-    def watched(self: Any, part: Any, batch: Any, step: int) -> Any:
-        seen.append(part.model.serving.task if self.job.own else "head")
-        return gradients(self, part, batch, step)
+    def watched(self: Any, drawn: Any, step: int) -> Any:
+        seen.append(drawn.part.model.serving.task if self.job.own else "head")
+        return gradients(self, drawn, step)
 
     monkeypatch.setattr(loop._Loop, "_gradients", watched)
     tune(Recipe.from_mapping(several(toy_recipe, toy_shop, THREE)), tmp_path / "run")

@@ -8,6 +8,7 @@ checkpoint needs no random state, and a resumed run computes the bits of an unin
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,13 +21,19 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from recft.errors import TuneError, problem
+from recft.models.blocks import blocks_of, checkpoint_blocks, compiled, compiled_forwards
+from recft.models.bottom import Bottom
 from recft.models.encoder import encode
+from recft.models.tokens import Tokens
 from recft.run import Listener, RunFolder, silent
 from recft.schema import TuneSettings
 from recft.tasks._base import Batch
 from recft.training import checkpoint, memory, optimizer
+from recft.training.ahead import Ahead
 from recft.training.assemble import Tuned
 from recft.training.checkpoint import Progress
+from recft.training.choices import draws_ahead, products
+from recft.training.memory import Fit
 from recft.training.mixing import Order, Part, epoch_steps
 from recft.training.schedule import learning_rate
 from recft.training.served import Served
@@ -74,6 +81,8 @@ class Job:
         fingerprint: hash of recipe and data.
         listen: hears of steps and evaluations.
         signals: interrupts that wait for the end of a step.
+        may_checkpoint: whether the method's gradients stay right where blocks are computed again.
+        bottom: blocks below all that trains, which are computed once a text; or None.
     """
 
     tuned: Tuned
@@ -88,6 +97,8 @@ class Job:
     fingerprint: str = ""
     listen: Listener = silent
     signals: Waiting = field(default_factory=Waiting)
+    may_checkpoint: bool = False
+    bottom: Bottom | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -117,7 +128,7 @@ def fit(job: Job, resume: bool = False) -> Progress:
     loop = _Loop(job)
     if resume:
         loop.resume()
-    with contextlib.closing(loop.track), _training(job.tuned.model):
+    with contextlib.closing(loop.track), contextlib.closing(loop.ahead), _training(job.tuned.model):
         while loop.progress.step < loop.total and not loop.progress.stopped:
             loop.one_step()
             loop.after_step()
@@ -134,6 +145,15 @@ def _training(model: nn.Module) -> Iterator[None]:
         model.eval()
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """What a step learns from: a task, some of its examples, and their texts' tokens."""
+
+    part: Part
+    batch: Batch
+    tokens: Sequence[Tokens]
+
+
 class _Loop:
     """The state of one `fit`."""
 
@@ -147,34 +167,60 @@ class _Loop:
         self.optimizer = optimizer.make(job.parameters, job.settings, self.device)
         # float16 loses small gradients: the loss is scaled up before the backward pass.
         self.scaled = model.base.dtype == torch.float16
-        wanted = job.settings.micro_batch_size
-        micro = (
-            wanted
-            if wanted != "auto"
-            else memory.first_micro_batch(model.base.config, model.base.dtype, model.serving.max_tokens, self.device)
-        )
+        auto = job.settings.gradient_checkpointing == "auto" and job.may_checkpoint
+        self.n_blocks = len(blocks_of(model.base)) if auto else 0  # that may be computed again
+        fit = self._first_fit()
         self.progress = Progress(
-            micro_batch=micro, fingerprint=job.fingerprint, loss_scale=FIRST_LOSS_SCALE if self.scaled else 1.0
+            micro_batch=fit.micro_batch,
+            checkpointed_blocks=fit.checkpointed,
+            fingerprint=job.fingerprint,
+            loss_scale=FIRST_LOSS_SCALE if self.scaled else 1.0,
         )
+        self._checkpoint_blocks()
+        self.forwards = compiled_forwards(model.base) if job.settings.compile else []
+        ahead = draws_ahead(self.device.type)
+        # A tokenizer cannot be asked by two threads at once.
+        self.tokenizer = copy.deepcopy(job.tuned.tokenizer) if ahead else job.tuned.tokenizer
+        self.ahead = Ahead(self._draw, self.total, ahead)
         self.served = Served(job.parameters, job.settings.average, job.settings.interpolate if job.own else 1.0)
         self.track = Track(job.folder if job.is_main else None, job.listen if job.is_main else silent, self.total)
         self.checked = False
 
+    def _first_fit(self) -> Fit:
+        wanted, model = self.job.settings.micro_batch_size, self.job.tuned.model
+        if wanted != "auto":
+            return Fit(wanted)
+        shape = memory.Shape.of(model.base.config, model.base.dtype, model.serving.max_tokens)
+        # A GPU says when memory runs out: there nothing is computed again before it does.
+        n_blocks = 0 if self.device.type == "cuda" else self.n_blocks
+        return memory.first_fit(shape, n_blocks, memory.available_bytes(self.device))
+
+    def _checkpoint_blocks(self) -> None:
+        if self.n_blocks:
+            checkpoint_blocks(self.job.tuned.model.base, self.progress.checkpointed_blocks)
+
     # -- one step -----------------------------------------------------------------------------------------------
+
+    def _draw(self, step: int) -> _Drawn:
+        """What a step learns from: a function of the step's number."""
+        part, rows = self.order.at(step)
+        batch = part.batch(rows, np.random.default_rng([self.job.seed, 1, step]))
+        return _Drawn(part, batch, part.model.serving.tokens(self.tokenizer, batch.texts))
 
     def one_step(self) -> None:
         """One optimizer step on the next batch."""
         job, step = self.job, self.progress.step
         started = time.perf_counter()
-        part, rows = self.order.at(step)
-        batch = part.batch(rows, np.random.default_rng([job.seed, 1, step]))
-        sums = self._gradients(part, batch, step)
+        drawn = self.ahead.take(step)
+        sums = self._gradients(drawn, step)
+        self.ahead.wait()
         rate = learning_rate(step, self.total, job.settings.learning_rate, self.warmup, job.settings.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if self._ready(sums, step):
+        norm = self._ready(sums, step)
+        if norm is not None:
             if job.settings.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(job.parameters.values(), job.settings.clip_norm)
+                torch.nn.utils.clip_grads_with_norm_(job.parameters.values(), job.settings.clip_norm, norm)
             self.optimizer.step()
             if job.own:
                 job.tuned.attached.after_backward(step)
@@ -183,11 +229,11 @@ class _Loop:
         self.progress.step += 1
         seconds = time.perf_counter() - started
         self.progress.seconds += seconds
-        self.track.add(sums.loss, batch.n_examples, sums.n_tokens, seconds, rate)
+        self.track.add(sums.loss, drawn.batch.n_examples, sums.n_tokens, seconds, rate)
 
-    def _gradients(self, part: Part, batch: Batch, step: int) -> Sums:
-        """The step's gradients; the micro batch is halved until they fit in memory, the step stays the same."""
-        job = self.job
+    def _gradients(self, drawn: _Drawn, step: int) -> Sums:
+        """The step's gradients; less of it is in memory at a time until they fit, the step stays the same."""
+        job, part, batch = self.job, drawn.part, drawn.batch
         work = Gradients(
             model=part.model,
             tokenizer=job.tuned.tokenizer,
@@ -195,19 +241,22 @@ class _Loop:
             ranks=cast("Ranks", job.accelerator),
             seed=(job.seed * 1_000_003 + step) * 65_537 % 2**62,
             loss_scale=self.progress.loss_scale,
+            tokens=drawn.tokens,
+            bottom=job.bottom,
         )
         base = self._base_outputs(part, batch) if part.needs_base else None
         while True:
             try:
-                sums = gradients(
-                    work, batch.texts, lambda outputs: part.loss(outputs, batch, base), self.progress.micro_batch
-                )
+                with products(self.device.type), compiled(self.forwards):
+                    sums = gradients(
+                        work, batch.texts, lambda outputs: part.loss(outputs, batch, base), self.progress.micro_batch
+                    )
                 break
             except (RuntimeError, MemoryError) as error:
                 if not memory.is_out_of_memory(error):
                     raise
                 message = str(error)
-            self._halve(len(batch.texts), message)
+            self._take_less(len(batch.texts), message)
         self._sum_over_ranks()
         return sums
 
@@ -224,10 +273,12 @@ class _Loop:
         tuned.model.train()
         return torch.as_tensor(outputs, device=self.device)
 
-    def _halve(self, n_texts: int, message: str) -> None:
+    def _take_less(self, n_texts: int, message: str) -> None:
         # Outside the except block: the traceback would keep the failed pass's tensors alive.
-        size = min(self.progress.micro_batch, n_texts)
-        if size == 1 or self.job.accelerator.num_processes > 1:
+        now = Fit(self.progress.micro_batch, self.progress.checkpointed_blocks)
+        less = now.smaller(n_texts, self.n_blocks) if self.job.accelerator.num_processes == 1 else None
+        if less is None:
+            size = min(now.micro_batch, n_texts)
             raise TuneError(
                 problem(
                     "tune.micro_batch_size",
@@ -240,10 +291,10 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.progress.micro_batch = size // 2
-        self.job.listen(
-            "note", {"text": f"out of memory: {self.progress.micro_batch} texts a forward pass from here on"}
-        )
+        self.progress.micro_batch, self.progress.checkpointed_blocks = less.micro_batch, less.checkpointed
+        self._checkpoint_blocks()
+        again = f", {less.checkpointed} of {self.n_blocks} blocks computed again" if less.checkpointed else ""
+        self.job.listen("note", {"text": f"out of memory: {less.micro_batch} texts a forward pass{again} from here on"})
 
     def _sum_over_ranks(self) -> None:
         if self.job.accelerator.num_processes == 1:
@@ -254,13 +305,14 @@ class _Loop:
         for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = part.view_as(parameter)
 
-    def _ready(self, sums: Sums, step: int) -> bool:
-        """Whether the gradients can be used; with float16 a step whose gradients overflow is left out.
+    def _ready(self, sums: Sums, step: int) -> Tensor | None:
+        """The gradients' norm, where they can be used; with float16 a step whose gradients overflow is left out.
 
         Raises:
             TuneError: the loss is not finite, or the adapter gets no gradient.
         """
         found = [parameter.grad for parameter in self.job.parameters.values() if parameter.grad is not None]
+        norm, finite = optimizer.gradient_norm(found)
         self.checked = self.checked or any(bool(grad.any()) for grad in found)
         # A batch may have nothing to learn from (no positive among its examples), but not one after another.
         if not self.checked and step + 1 >= min(MOST_STEPS_WITHOUT_GRADIENT, self.total):
@@ -272,13 +324,13 @@ class _Loop:
                     "check method.layers and the base's architecture",
                 )
             )
-        finite = all(bool(torch.isfinite(grad).all()) for grad in found)
         finite_loss = math.isfinite(sums.loss)
         if self.scaled and finite_loss and (finite or self.progress.loss_scale > 1):
             for grad in found:
                 grad.div_(self.progress.loss_scale)
+            norm = norm / self.progress.loss_scale
             self.progress.loss_scale *= 1.0 if finite else 0.5
-            return finite
+            return norm if finite else None
         if not finite or not finite_loss:
             raise TuneError(
                 problem(
@@ -288,7 +340,7 @@ class _Loop:
                     "lower tune.learning_rate, or set model.compute_dtype: float32",
                 )
             )
-        return True
+        return norm
 
     # -- after a step -----------------------------------------------------------------------------------------------
 
@@ -337,6 +389,8 @@ class _Loop:
         state |= {f"optimizer/{name}": tensor for name, tensor in tensors.items()}
         state |= {f"average/{name}": tensor for name, tensor in self.served.average.items()}
         state |= {f"method/{name}": tensor for name, tensor in job.tuned.attached.state().items()}
+        if job.bottom is not None:
+            job.bottom.sync()  # what later steps will be given must be there before a state that relies on it
         checkpoint.save(job.folder.checkpoints, self.progress, state)
 
     def resume(self) -> None:
@@ -359,6 +413,7 @@ class _Loop:
                     value.copy_(groups["average"][name])
             optimizer.load_state(self.optimizer, job.parameters, groups["optimizer"], self.progress.optimizer)
             self.checked = self.progress.step > 0
+            self._checkpoint_blocks()
         self.track.cut_back(self.progress.step)
 
     def finish(self) -> None:

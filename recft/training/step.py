@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recft.models.bottom import Bottom
 from recft.models.passes import Pass, passes
 from recft.models.text_model import TextModel
+from recft.models.tokens import Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,6 +59,8 @@ class Gradients:
         ranks: the processes.
         seed: of dropout: the same for a text in both passes and after a resume.
         loss_scale: what the loss is multiplied by before the backward pass (float16).
+        tokens: of the texts, where they are there already.
+        bottom: blocks below all that trains, which are computed once a text; or None.
     """
 
     model: TextModel
@@ -65,6 +69,8 @@ class Gradients:
     ranks: Ranks
     seed: int
     loss_scale: float = 1.0
+    tokens: Sequence[Tokens] | None = None
+    bottom: Bottom | None = None
 
 
 def gradients(
@@ -78,9 +84,9 @@ def gradients(
         loss: (N, K) outputs -> scalar.
         micro_batch: how many texts of full length may have a graph at a time; as many shorter ones as have room there.
     """
-    tokens = work.model.serving.tokens(work.tokenizer, texts)
+    tokens = work.tokens if work.tokens is not None else work.model.serving.tokens(work.tokenizer, texts)
     most = micro_batch * work.model.serving.max_tokens
-    chosen = passes(work.model, tokens, int(work.tokenizer.pad_token_id or 0), min(CHUNK_TOKENS, most))
+    chosen = passes(work.model, tokens, int(work.tokenizer.pad_token_id or 0), min(CHUNK_TOKENS, most), work.bottom)
     n_tokens = sum(len(row["input_ids"]) for row in tokens)
 
     def forward(number: int) -> Tensor:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+import shutil
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,15 @@ from recft import registry
 from recft.errors import ModelError, TuneError
 from recft.methods._base import SAVED_PREFIX
 from recft.models.base import tokenizer_of
+from recft.models.blocks import blocks_of, compiled_forwards
+from recft.models.passes import passes
 from recft.models.text_model import TextModel
+from recft.models.tokens import Tokens
 from recft.recipe import Recipe
-from recft.run import read_json
-from recft.training import assemble, loop, optimizer
+from recft.run import read_json, write_json
+from recft.training import assemble, loop, memory, optimizer
 from recft.training.assemble import Tuned, load_adapter
+from recft.training.memory import Fit
 from recft.training.mixing import Order, Part
 from recft.training.schedule import learning_rate
 from recft.training.servings import servings_of
@@ -60,7 +66,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
     forward = TextModel.forward
 
     def small(model: TextModel, input_ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if model.training and torch.is_grad_enabled() and len(input_ids) > 3:
+        if model.training and torch.is_grad_enabled() and input_ids.numel() > 3 * recipe.tune.max_tokens:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return forward(model, input_ids, *args, **kwargs)
 
@@ -82,6 +88,115 @@ def test_a_single_text_that_does_not_fit_says_what_to_do(
     monkeypatch.setattr(TextModel, "forward", none)
     with pytest.raises(TuneError, match=r"1 texts a forward pass.*fix: .*tune.max_tokens"):
         tune(toy_recipe(method=LORA), tmp_path / "run")
+
+
+def test_a_text_that_does_not_fit_has_half_of_the_blocks_computed_again_then_all(
+    toy_recipe: ToyRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = toy_recipe(method=LORA, tune=last_step_only(max_steps=1))
+    assert tune(recipe, tmp_path / "whole")["checkpointed_blocks"] == 0, "as many as memory needs"
+    forward = TextModel.forward
+
+    def small(model: TextModel, *args: Any, **kwargs: Any) -> Tensor:
+        on = sum(bool(block.gradient_checkpointing) for block in blocks_of(model.base))
+        if model.training and torch.is_grad_enabled() and on < 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return forward(model, *args, **kwargs)
+
+    monkeypatch.setattr(TextModel, "forward", small)
+    notes: list[str] = []
+    summary = tune(recipe, tmp_path / "small", listen=lambda event, values: notes.append(str(values.get("text"))))
+    assert (summary["micro_batch"], summary["checkpointed_blocks"]) == (1, 2)
+    told = [note for note in notes if "blocks computed again" in note]
+    assert ["1 of 2" in told[0], "2 of 2" in told[1]] == [True, True]
+    for checkpoint in (tmp_path / "small" / "checkpoints").iterdir():
+        assert read_json(checkpoint / "progress.json")["checkpointed_blocks"] == 2
+    assert_near(adapter_of(tmp_path / "small"), adapter_of(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("setting", [False, True])
+def test_where_it_was_decided_memory_does_not_decide(
+    setting: bool, toy_recipe: ToyRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(model: TextModel, *args: Any, **kwargs: Any) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(TextModel, "forward", none)
+    notes: list[str] = []
+    recipe = toy_recipe(method=LORA, tune={"gradient_checkpointing": setting, "max_steps": 1})
+    with pytest.raises(TuneError, match="1 texts a forward pass"):
+        tune(recipe, tmp_path / "run", listen=lambda event, values: notes.append(str(values.get("text"))))
+    assert not any("computed again" in note for note in notes)
+
+
+def test_a_resumed_run_computes_the_same_blocks_again(
+    toy_recipe: ToyRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = toy_recipe("purchase", "causal", LORA, tune=last_step_only(max_steps=4, dropout=0.2))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "first_fit", lambda *_: Fit(1, 1))
+        tune(recipe, whole)
+        shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "checkpoints" / "step-00000004")
+    write_json(cut / "manifest.json", {"exit_status": 130})
+    seen: list[list[bool]] = []
+    one_step = loop._Loop.one_step
+
+    def watched(self: Any) -> None:
+        seen.append([bool(block.gradient_checkpointing) for block in blocks_of(self.job.tuned.model.base)])
+        one_step(self)
+
+    monkeypatch.setattr(loop._Loop, "one_step", watched)
+    summary = tune(recipe, cut, resume=True)  # which by itself would begin with none
+    assert summary["checkpointed_blocks"] == 1 and seen == [[False, True]]
+    for name, tensor in adapter_of(whole).items():
+        assert torch.equal(tensor, adapter_of(cut)[name]), name
+
+
+# -- the machine ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["retrieval", "preference"])
+def test_drawing_ahead_changes_no_bit(
+    task: str, toy_recipe: ToyRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = "encoder" if task == "retrieval" else "causal"
+    recipe = toy_recipe(task, kind, LORA, tune={"max_steps": 5, "augment": {"typos": 0.3}, "dropout": 0.2})
+    tune(recipe, tmp_path / "plain")
+    threads: list[str] = []
+    draw = loop._Loop._draw
+
+    def watched(self: Any, step: int) -> Any:
+        threads.append(threading.current_thread().name)
+        return draw(self, step)
+
+    monkeypatch.setattr(loop._Loop, "_draw", watched)
+    monkeypatch.setattr(loop, "draws_ahead", lambda _: True)
+    tune(recipe, tmp_path / "ahead")
+    assert sum(name.startswith("next-batch") for name in threads) == 4
+    for name, tensor in adapter_of(tmp_path / "plain").items():
+        assert torch.equal(tensor, adapter_of(tmp_path / "ahead")[name]), name
+
+
+@pytest.mark.slow
+# The compiler asks a tensor within the graph for its gradient: a warning that it keeps to itself where it may.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
+def test_a_compiled_run_tunes_the_same_adapter(
+    toy_recipe: ToyRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = toy_recipe("purchase", "causal", LORA, tune=last_step_only(max_steps=2))
+    tune(recipe, tmp_path / "plain")
+    asked: list[str] = []
+
+    def traced(base: Any) -> Any:
+        asked.append("blocks")
+        return compiled_forwards(base, backend="eager")  # building takes a compiler, and its time
+
+    monkeypatch.setattr(loop, "compiled_forwards", traced)
+    tune(toy_recipe("purchase", "causal", LORA, tune=last_step_only(max_steps=2, compile=True)), tmp_path / "compiled")
+    assert asked == ["blocks"]
+    assert_near(adapter_of(tmp_path / "compiled"), adapter_of(tmp_path / "plain"), 1e-5)
 
 
 def test_other_errors_of_the_machine_are_not_taken_for_memory(
@@ -432,13 +547,12 @@ def test_an_8_bit_optimizer_is_refused_on_a_cpu(toy_recipe: ToyRecipe, tmp_path:
 
 def test_texts_are_cut_to_max_tokens(toy_recipe: ToyRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     widths: list[int] = []
-    forward = TextModel.forward
 
-    def watched(model: TextModel, input_ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        widths.append(input_ids.shape[1])
-        return forward(model, input_ids, *args, **kwargs)
+    def watched(model: TextModel, tokens: Sequence[Tokens], *rest: Any) -> Any:
+        widths.extend(len(row["input_ids"]) for row in tokens)
+        return passes(model, tokens, *rest)
 
-    monkeypatch.setattr(TextModel, "forward", watched)
+    monkeypatch.setattr("recft.training.step.passes", watched)
     tune(toy_recipe("next-item", "causal", LORA, tune={"max_tokens": 11, "max_steps": 1}), tmp_path / "run")
     assert max(widths) == 11
 
