@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +12,33 @@ import numpy as np
 import polars as pl
 
 from recft import registry
-from recft.data.store import Records, Store
+from recft.data.store import Log, Records, Store
 from recft.errors import DataError, RecipeError, problem
 from recft.export import DESCRIPTION, ITEMS
 from recft.exports._base import Opening
+from recft.exports._tower import engine_hash
+from recft.metrics._places import standing
 from recft.models.encoder import Encoder
 from recft.models.text_model import Serving
+from recft.models.vector_cache import known_vectors
 from recft.run import Listener, atomic_file, silent
 from recft.schema import TaskSettings
 from recft.tasks._base import Task, Text, scored
 from recft.training.assemble import check, open_adapter
 from recft.training.calibration import calibrated
+from recft.training.exam import blocks, product
 from recft.training.explanation import LEAVE_ONE_OUT, Part, explain
+from recft.training.item_vectors import finished
 from recft.training.opened import open_run
 from recft.verify import open_export
 
 __all__ = ["recommend", "recommend_file"]
 
 BLOCK_ROWS = 256
+"""Contexts that are read at a time."""
+
+BLOCK_PAIRS = 1 << 18
+"""Pairs of a context and an item that are read at a time, where items are read with their context."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,8 @@ class _Ranker:
 
     `likelihoods` gives log p of every item after each body, (B, N), as evaluation does it: all items after one and
     the same body, cut so that the longest of them fits. None where the task's rankings are no likelihoods.
-    `search` gives the items nearest to vectors of contexts, where an export holds an index of them.
+    `search` gives the items nearest to vectors of contexts, where an export holds an index of them. `read_items` is
+    `encode` of items, which knows those that it has read before.
     """
 
     task: Task
@@ -47,6 +57,7 @@ class _Ranker:
     texts: Sequence[str]
     titles: Sequence[str]
     encode: Callable[[Sequence[Text]], np.ndarray]
+    read_items: Callable[[Sequence[Text]], np.ndarray]
     table: str
     calibration: Mapping[str, Any] | None
     store: Store | None
@@ -82,9 +93,9 @@ class _Ranker:
         """What the data says of users beyond their items: their stars, and their profiles, as tuning has read them."""
         if self.store is None or self.store.log is None or len(users) < n:
             return {"users": None}
-        numbers = np.array([self.store.user_ids.index(user) for user in users], np.int32)
+        numbers = np.array([self._user_numbers[user] for user in users], np.int32)
         log, texts = self.store.log, self.store.user_texts
-        stars = None if log.ratings is None else [log.ratings[log.users == number] for number in numbers]
+        stars = None if log.ratings is None else [log.ratings[_events(log, number)] for number in numbers]
         return {
             "users": numbers,
             "profiles": texts if any(texts) else None,
@@ -114,8 +125,7 @@ class _Ranker:
             )
 
     def _items(self, ids: Sequence[str]) -> list[int]:
-        place = {name: number for number, name in enumerate(self.ids)}
-        unknown = [name for name in ids if name not in place]
+        unknown = [name for name in ids if name not in self._item_numbers]
         if unknown or not ids:
             shown = repr(unknown[0]) if unknown else "an empty list"
             raise DataError(
@@ -123,7 +133,15 @@ class _Ranker:
                     "--history", f"{shown} is no item of the catalogue", "item ids as in data.items", "correct the id"
                 )
             )
-        return [place[name] for name in ids]
+        return [self._item_numbers[name] for name in ids]
+
+    @cached_property
+    def _item_numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.ids)}
+
+    @cached_property
+    def _user_numbers(self) -> dict[str, int]:
+        return {} if self.store is None else {name: number for number, name in enumerate(self.store.user_ids)}
 
     def _bought(self, user: str) -> list[int]:
         if self.store is None or self.store.log is None:
@@ -135,60 +153,68 @@ class _Ranker:
                     "give --history, or the run folder",
                 )
             )
-        if user not in self.store.user_ids:
+        if user not in self._user_numbers:
             raise DataError(
                 problem(
                     "--user", f"{user!r} is no user of the data", "a user id as in data.interactions", "correct the id"
                 )
             )
         log = self.store.log
-        mine = log.users == self.store.user_ids.index(user)
-        return [int(item) for item in log.items[mine]]
+        return [int(item) for item in log.items[_events(log, self._user_numbers[user])]]
 
     def rank(
         self, wanted: Sequence[tuple[str, Any]], top: int, listen: Listener
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """The first `top` item numbers and their scores, for each context."""
         records = self.records(wanted)
-        rows = np.arange(len(wanted))
         depth = min(top, len(self.ids))
-        reads = self.task.reads(self.config)
-        if reads == "pairs":
-            return [self._rank_pairs(records, int(row), depth) for row in rows]
-        if reads == "contexts":
-            outputs = self.encode(self.task.contexts(self.config, records, rows, self.texts))
-            return [_first(row, depth) for row in self._scores(outputs)]
-        nearest = self.search or self._read_items(listen)
+        first, size = self._way(records, depth, listen)
         found: list[tuple[np.ndarray, np.ndarray]] = []
-        for start in range(0, len(rows), BLOCK_ROWS):
-            part = rows[start : start + BLOCK_ROWS]
-            vectors = self.encode(self.task.contexts(self.config, records, part, self.texts))
-            lists = zip(*nearest(vectors, depth), strict=True)
-            found += [(items[items >= 0], scores[items >= 0]) for items, scores in lists]
-            listen("progress", {"name": "ranking", "done": start + len(part), "total": len(rows), "unit": "lists"})
+        for start in range(0, len(wanted), size):
+            found += first(np.arange(start, min(start + size, len(wanted))))
+            listen("progress", {"name": "ranking", "done": len(found), "total": len(wanted), "unit": "lists"})
         return found
+
+    def _way(
+        self, records: Records, depth: int, listen: Listener
+    ) -> tuple[Callable[[np.ndarray], list[tuple[np.ndarray, np.ndarray]]], int]:
+        """What gives the first places of some of the records, and of how many at a time."""
+        task, reads = self.task, self.task.reads(self.config)
+        if reads == "pairs":
+            together = max(1, min(BLOCK_ROWS, BLOCK_PAIRS // max(len(self.ids), 1)))
+            return lambda rows: _first(self._pair_scores(records, rows), depth), together
+        if reads == "contexts":
+            return lambda rows: _first(
+                self._scores(self.encode(task.contexts(self.config, records, rows, self.texts))), depth
+            ), BLOCK_ROWS
+        nearest = self.search or self._read_items(listen)
+
+        def first(rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+            vectors = self.encode(task.contexts(self.config, records, rows, self.texts))
+            return _lists(*nearest(vectors, depth))
+
+        return first, BLOCK_ROWS
 
     def _read_items(self, listen: Listener) -> Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]:
         """Exact search over the catalogue, which is read first: `search` where there is no index."""
         listen("stage", {"name": f"reading {len(self.texts):,} items"})
-        catalogue = self.encode(self.task.candidates(self.config, self.texts))
+        multiply = product(self.read_items(self.task.candidates(self.config, self.texts)))
 
         def nearest(vectors: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-            lists = [_first(row, depth) for row in vectors @ catalogue.T]
-            return np.array([items for items, _ in lists]), np.array([scores for _, scores in lists])
+            found = [_top(multiply(vectors[part]), depth) for part in blocks(np.arange(len(vectors)), len(self.ids))]
+            return np.concatenate([items for items, _ in found]), np.concatenate([scores for _, scores in found])
 
         return nearest
 
-    def _rank_pairs(self, records: Records, row: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
-        """Every item of the catalogue as a candidate of one context."""
+    def _pair_scores(self, records: Records, rows: np.ndarray) -> np.ndarray:
+        """The score of every item of the catalogue as a candidate of some contexts, (B, N)."""
         if self.likelihoods is not None:
-            bodies = self.task.contexts(self.config, records, np.array([row]), self.texts)
-            return _first(self.likelihoods([str(body) for body in bodies], self.texts)[0], depth)
-        every = records.take(np.array([row])).with_every(len(self.ids))
-        one = np.zeros(1, int)
-        outputs = self.encode(self.task.pairs(self.config, every, one, self.texts))
-        scores = calibrated(self.calibration, scored(self.task, self.config, outputs, every, one))
-        return _first(scores[:, 0] if scores.ndim == 2 else scores, depth)
+            bodies = self.task.contexts(self.config, records, rows, self.texts)
+            return self.likelihoods([str(body) for body in bodies], self.texts)
+        every, own = records.take(rows).with_every(len(self.ids)), np.arange(len(rows))
+        outputs = self.encode(self.task.pairs(self.config, every, own, self.texts))
+        scores = calibrated(self.calibration, scored(self.task, self.config, outputs, every, own))
+        return np.asarray(scores[:, 0] if scores.ndim == 2 else scores).reshape(len(rows), -1)
 
     def explain(self, kind: str, value: Any, items: Sequence[int]) -> list[dict[str, Any]]:
         """Why each of these items, as `recommend` gives it.
@@ -222,9 +248,27 @@ class _Ranker:
         return calibrated(self.calibration, self.task.scores(self.config, outputs))
 
 
-def _first(scores: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    order = np.lexsort((np.arange(len(scores)), -scores))[:depth]
-    return order, scores[order]
+def _events(log: Log, user: int) -> slice:
+    """Where a user's events stand in the log, which is sorted by user."""
+    return slice(*np.searchsorted(log.users, [user, user + 1]))
+
+
+def _top(scores: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first columns of each row, (B, depth), -1 where there are no more, and their scores."""
+    import torch
+
+    none = np.zeros(0, np.int64)
+    found = standing(scores, none, none, depth, torch.get_num_threads())
+    return found.top, found.top_scores
+
+
+def _first(scores: np.ndarray, depth: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The first columns of each row and their scores."""
+    return _lists(*_top(scores, depth))
+
+
+def _lists(items: np.ndarray, scores: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(row[row >= 0], values[row >= 0]) for row, values in zip(items, scores, strict=True)]
 
 
 def _open(source: Path, name: str | None = None, items: Path | str | None = None, trust: bool = False) -> _Ranker:
@@ -241,7 +285,7 @@ def _open(source: Path, name: str | None = None, items: Path | str | None = None
     check(opened.recipe)
     recipe, store = opened.part(name)
     tuned = open_adapter(opened.recipe, opened.folder.adapter).of(recipe.task.name)
-    encoder = Encoder(tuned.model, tuned.tokenizer, recipe.eval.batch_tokens)
+    encoder = finished(Encoder(tuned.model, tuned.tokenizer, recipe.eval.batch_tokens), recipe, opened.folder.adapter)
     task = registry.load("recft.tasks", recipe.task.name)
     return _Ranker(
         task,
@@ -250,6 +294,7 @@ def _open(source: Path, name: str | None = None, items: Path | str | None = None
         store.item_texts,
         store.item_titles,
         encoder,
+        getattr(encoder, "items", encoder),
         store.table,
         tuned.model.serving.calibration,
         store,
@@ -277,13 +322,20 @@ def _open_export(folder: Path, name: str | None, items: Path | None, trust: bool
         found = engine.encode([(body, tail) for body in fitted for tail in tails])[:, 0]
         return np.asarray(found.reshape(len(bodies), len(tails)))
 
+    def encode(texts: Sequence[Text]) -> np.ndarray:
+        return np.asarray(engine.encode(serving.cut(engine.tokenizer, texts)))
+
+    def read_items(texts: Sequence[Text]) -> np.ndarray:
+        return known_vectors(engine_hash(folder, serving, engine), texts, encode)
+
     return _Ranker(
         task,
         task.Config.model_validate(description["task"]),
         catalogue["id"].to_list(),
         catalogue["text"].to_list(),
         catalogue["title"].to_list(),
-        lambda texts: engine.encode(serving.cut(engine.tokenizer, texts)),
+        encode,
+        read_items,
         description["table"],
         serving.calibration,
         None,

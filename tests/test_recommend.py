@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from recft.errors import DataError, RecipeError
 from recft.export import export
 from recft.recipe import Recipe
 from recft.recommend import _open, recommend, recommend_file
+from recft.run import silent
 from recft.tune import tune
 
 ToyRecipe = Callable[..., Recipe]
@@ -117,3 +119,33 @@ def test_marks_of_liked_items_are_read_with_users_and_refused_with_ids(toy_recip
     assert read[0] == whole and "liked)" in whole[0]
     items = [part for part in why[0]["parts"] if part["kind"] == "item"]
     assert items and all(text[0].count("liked)") == whole[0].count("liked)") - 1 for text in read[1 : 1 + len(items)])
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [
+        ("next-item", "encoder"),
+        ("purchase", "encoder"),
+        ({"name": "next-item", "score_by": "likelihood", "before": "history: ", "after": " item: "}, "causal"),
+    ],
+)
+def test_many_users_are_ranked_for_as_each_alone(
+    task: Any, kind: str, toy_recipe: ToyRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tune(toy_recipe(task=task, kind=kind, tune={"max_steps": 2}), tmp_path / "run")
+    ranker = _open(tmp_path / "run")
+    assert ranker.store is not None and ranker.store.log is not None
+    users = ranker.store.user_ids[:7]
+    log = ranker.store.log
+    for user in users:
+        mine = log.items[log.users == ranker.store.user_ids.index(user)]
+        assert ranker._bought(user) == mine.tolist(), "a user's events are found without reading the whole log"
+    module = sys.modules["recft.recommend"]  # the package gives the function of that name
+    monkeypatch.setattr(module, "BLOCK_ROWS", 3)
+    monkeypatch.setattr(module, "BLOCK_PAIRS", 80)
+    together = ranker.rank([("user", user) for user in users], 5, silent)
+    for user, (items, scores) in zip(users, together, strict=True):
+        ((alone, own),) = ranker.rank([("user", user)], 40, silent)
+        np.testing.assert_allclose(scores, own[:5], atol=1e-5)
+        assert (np.diff(own) <= 0).all() and len(set(alone.tolist())) == 40
+        assert items.tolist() == alone[:5].tolist() or np.abs(np.diff(own[:6])).min() < 1e-5

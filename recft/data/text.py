@@ -12,8 +12,9 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections.abc import Sequence
 
-__all__ = ["PAIRED", "first_words", "normalise", "words"]
+__all__ = ["PAIRED", "first_words", "normalise", "runs_of", "words", "words_of_run"]
 
 # Han with its iteration marks and numerals, Hiragana, Katakana, Bopomofo, Hangul. Punctuation that lies between
 # them, such as the Katakana middle dot, is left out on purpose: it parts words.
@@ -30,6 +31,7 @@ _INVISIBLE = dict.fromkeys((0x00AD, 0x200B, 0x2060, 0xFE0E, 0xFE0F, 0xFEFF))
 # NFKC writes these out as letters, which would glue them to the name before them: Core™ as `coretm`.
 _CHUNKS = re.compile(r"\S+")
 _MARKS_OF_TRADE = {0x2120: " ", 0x2122: " "}
+_RARE = re.compile(f"[{''.join(map(chr, [*_INVISIBLE, *_MARKS_OF_TRADE]))}]")
 
 
 def normalise(text: str) -> str:
@@ -53,13 +55,30 @@ def words(text: str) -> list[str]:
     ['café', 'maschine', '2000w', '红色', '色连', '连衣', '衣裙', 'l', '码']
     """
     found: list[str] = []
-    for match in _pattern().finditer(normalise(text.translate(_MARKS_OF_TRADE))):
-        token = match.group()
-        if match.lastgroup == "paired" and len(token) > 1:
-            found.extend(token[i : i + 2] for i in range(len(token) - 1))
-        else:
-            found.append(token)
+    for run in _pattern().findall(normalise(text.translate(_MARKS_OF_TRADE))):
+        found += words_of_run(run)
     return found
+
+
+def words_of_run(run: str) -> list[str]:
+    """The words of a run of letters: itself, or the pairs of its characters where these are not parted by spaces."""
+    if len(run) > 1 and _pairs().match(run):
+        return [run[i : i + 2] for i in range(len(run) - 1)]
+    return [run]
+
+
+def runs_of(texts: Sequence[str]) -> list[str]:
+    r"""The runs of letters of all texts, a line break after each text: what `words` reads, of many at once.
+
+    >>> runs_of(["Red\nCHAIR", "", "红色连衣裙"])
+    ['red', 'chair', '\n', '\n', '红色连衣裙', '\n']
+    """
+    # A line break takes part in no folding, and no folding makes one.
+    whole = "".join(text.replace("\n", " ") + "\n" for text in texts)
+    if not whole.isascii() and _RARE.search(whole):
+        whole = whole.translate(_MARKS_OF_TRADE | _INVISIBLE)
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", whole).casefold())
+    return _pattern().findall(folded)
 
 
 def first_words(text: str, n: int) -> str:
@@ -92,13 +111,19 @@ def _start(chunk: str, n: int) -> str:
 
 @functools.cache
 def _pattern() -> re.Pattern[str]:
-    """What a word is; made at first use, because it asks for every character's category."""
-    paired = re.compile(f"[{PAIRED}]")
+    """A run of letters, or a line break; made at first use, because it asks for every character's category."""
     # `\w` leaves out combining marks, without which Hindi or Thai words fall to pieces.
     marks = "".join(
         character
         for character in map(chr, range(0x300, 0x1F000))
-        if unicodedata.category(character) in ("Mn", "Mc") and not paired.match(character)
+        if unicodedata.category(character) in ("Mn", "Mc") and not _pairs().match(character)
     )
     letter = rf"[^\W_{PAIRED}]"
-    return re.compile(f"(?P<paired>[{PAIRED}]+)|(?P<spaced>{letter}+(?:[{marks}]+{letter}*)*)")
+    # A run of plain letters that a plain sign ends is one whatever the longer rules say, and is found much faster.
+    plain = r"[a-z0-9]+(?=[\x00-/:-@\[-`{-\x7f])"
+    return re.compile(rf"\n|{plain}|[{PAIRED}]+|{letter}+(?:[{marks}]+{letter}*)*")
+
+
+@functools.cache
+def _pairs() -> re.Pattern[str]:
+    return re.compile(f"[{PAIRED}]")

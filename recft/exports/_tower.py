@@ -10,9 +10,10 @@ from recft.errors import ExportError, problem
 from recft.run import hash_bytes, hash_file
 
 if TYPE_CHECKING:
+    from recft.exports._base import Engine
     from recft.models.text_model import Serving
 
-__all__ = ["refuse_other_tower", "tower_hash"]
+__all__ = ["engine_hash", "refuse_other_tower", "tower_hash"]
 
 DECIDING = ("kind", "head", "pooling", "normalize", "max_tokens", "padding_side", "chat")
 """The serving settings that change a vector. Labels, temperature and calibration change what is made of it."""
@@ -36,6 +37,11 @@ def tower_hash(folder: Path, serving: Serving) -> str:
         if file.is_file() and not hidden and not beside:
             lines.append(f"{place.as_posix()} {hash_file(file)}")
     return hash_bytes("\n".join(lines).encode())
+
+
+def engine_hash(folder: Path, serving: Serving, engine: Engine) -> str:
+    """The SHA-256 of a tower and of the engine that computes it: what its vectors are kept under."""
+    return hash_bytes(f"{tower_hash(folder, serving)} {engine.name} {engine.version} {engine.dtype}".encode())
 
 
 def refuse_other_tower(folder: Path, serving: Serving, expected: str) -> None:

@@ -19,7 +19,7 @@ from recft import registry
 from recft.errors import ExportError, problem
 from recft.exports._base import Engine, Opening, Serve, Source
 from recft.exports._engine import require
-from recft.exports._tower import refuse_other_tower, tower_hash
+from recft.exports._tower import engine_hash, refuse_other_tower, tower_hash
 from recft.registry import Refusal
 from recft.run import Listener, hash_file, write_json
 from recft.schema import Settings
@@ -85,6 +85,7 @@ class Index:
         require(("faiss",), "index")
         from recft.exports import _faiss, _vectors
         from recft.exports._index_checks import DESCRIBED
+        from recft.models.vector_cache import known_vectors
 
         texts, ids = source.catalogue.texts, source.catalogue.ids
         if not texts or len(texts) != len(ids):
@@ -98,7 +99,8 @@ class Index:
             )
         name = "merged" if source.merge is not None else "onnx"
         tower = _write_tower(source, name, folder / TOWER)
-        vectors = _encoded(tower, source.serving, texts, source.listen)
+        model = engine_hash(folder / TOWER, source.serving, tower)
+        vectors = known_vectors(model, texts, lambda new: _encoded(tower, source.serving, new, source.listen))
         _refuse_unfit(vectors, ids)
         arrays, errors = _vectors.rounded(vectors, source.dtype)
         _save(arrays, folder / _vectors.VECTORS)

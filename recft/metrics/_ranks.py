@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from recft.errors import DataError, problem
+from recft.metrics._places import Places, hidden, standing
 from recft.metrics._tables import Ranks, refuse_nan
 
-__all__ = ["concat", "gains", "ranks_of", "ranks_of_pairs", "restrict"]
+__all__ = ["Ranked", "concat", "gains", "ranked", "ranks_of", "ranks_of_pairs", "restrict"]
 
-BLOCK_SCORES = 1 << 23
-"""Scores that are sorted at once: 32 MiB of float32."""
+
+@dataclass(frozen=True)
+class Ranked:
+    """A block of records, ranked.
+
+    Attributes:
+        ranks: of the relevant items.
+        judged: of all items that have a grade, whatever it is.
+        top: the columns of each row's first places, (B, depth), -1 where there are no more.
+        top_scores: their scores.
+    """
+
+    ranks: Ranks
+    judged: Ranks
+    top: np.ndarray
+    top_scores: np.ndarray
 
 
 def ranks_of(
@@ -21,17 +37,9 @@ def ranks_of(
     offsets: np.ndarray,
     items: np.ndarray,
     grades: np.ndarray,
-    excluded: np.ndarray | None = None,
+    excluded: Places | None = None,
 ) -> Ranks:
-    """The ranks of each row's relevant items among all C columns.
-
-    Args:
-        scores: (B, C), float32; -inf is a score like any other and stands last.
-        offsets: row b owns `offsets[b]:offsets[b + 1]` of the pairs, (B + 1,); a slice of a longer table may
-            start above 0.
-        items: the column of each pair.
-        grades: of each pair; those not above 0 are candidates and no targets.
-        excluded: (B, C), True where a column is no candidate of the row; a pair there is no target either.
+    """The ranks of each row's relevant items among all C columns: `ranked` of a slice of a longer table.
 
     >>> ranks = ranks_of(np.array([[3.0, 1.0, 2.0, 1.0]]), np.array([0, 2]), np.array([1, 2]), np.array([1, 2]))
     >>> ranks.greater.tolist(), ranks.tied.tolist()
@@ -41,29 +49,64 @@ def ranks_of(
         ModelError: a score is not a number.
         DataError: a row has one item twice among its pairs.
     """
-    n_rows, n_columns = scores.shape
-    counts = np.diff(offsets)
     span = slice(int(offsets[0]), int(offsets[-1]))
-    rows = np.repeat(np.arange(n_rows), counts)  # (P,)
-    items, grades = np.asarray(items[span], dtype=np.int64), np.asarray(grades[span], dtype=np.float64)
-    if len(np.unique(rows * n_columns + items)) < len(items):
+    return ranked(scores, offsets, items[span], grades[span], excluded).ranks
+
+
+def ranked(
+    scores: np.ndarray,
+    offsets: np.ndarray,
+    items: np.ndarray,
+    grades: np.ndarray,
+    excluded: Places | None = None,
+    depth: int = 0,
+    of_judged: bool = False,
+    threads: int = 1,
+) -> Ranked:
+    """Where each row's items stand among all C columns, and its first places.
+
+    Args:
+        scores: (B, C), float32; -inf is a score like any other and stands last, but is never among the first places.
+        offsets: row b owns `offsets[b]:offsets[b + 1]` of the pairs, (B + 1,); a slice of a longer table may
+            start above 0.
+        items: the column of each pair of these rows, (P,).
+        grades: of each of them, (P,); those not above 0 are candidates and no targets.
+        excluded: rows and columns that are no candidates, each place once; a pair there is no target either.
+        depth: how many first places are wanted.
+        of_judged: whether the ranks of every pair are wanted, whatever its grade.
+        threads: that share the rows.
+
+    Raises:
+        ModelError: a score is not a number.
+        DataError: a row has one item twice among its pairs.
+    """
+    n_rows, n_columns = scores.shape
+    rows = np.repeat(np.arange(n_rows), np.diff(offsets))  # (P,)
+    items, grades = np.asarray(items, dtype=np.int64), np.asarray(grades, dtype=np.float64)
+    places = rows * n_columns + items
+    if len(np.unique(places)) < len(items):
         raise DataError(
             problem("records", "one item stands twice in a record", "an item has one grade a record", "prepare again")
         )
-    keep = grades > 0
+    gone = np.zeros(n_rows, np.int64)
+    keep = np.full(len(items), True) if of_judged else grades > 0
     if excluded is not None:
-        keep &= ~excluded[rows, items]
+        gone = np.bincount(excluded[0], minlength=n_rows)
+        keep &= ~np.isin(places, excluded[0] * n_columns + excluded[1])
     rows, items, grades = rows[keep], items[keep], grades[keep]
-    pairs = np.flatnonzero(keep) + span.start
-    greater, tied = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=np.int64)
-    size = max(1, BLOCK_SCORES // max(n_columns, 1))
-    for start in range(0, n_rows, size):
-        stop = min(start + size, n_rows)
-        part = slice(*np.searchsorted(rows, (start, stop)))
-        mask = None if excluded is None else excluded[start:stop]
-        greater[part], tied[part] = _places(scores[start:stop], rows[part] - start, items[part], mask)
-    n_candidates = np.full(n_rows, n_columns) if excluded is None else n_columns - excluded.sum(axis=1)
-    return Ranks(_offsets(rows, n_rows), grades, greater, tied, n_candidates.astype(np.int64), pairs)
+    with hidden(scores, excluded) as shown:
+        own = shown[rows, items]
+        found = standing(shown, rows, items, depth, threads)
+    # Excluded columns were put at -inf, where they count as tied with candidates that score it.
+    tied = found.tied - np.where(np.isneginf(own), gone[rows], 0)
+    pairs, n_candidates = np.flatnonzero(keep) + int(offsets[0]), n_columns - gone
+
+    def those(mask: np.ndarray, worth: np.ndarray) -> Ranks:
+        of = _offsets(rows[mask], n_rows)
+        return Ranks(of, worth[mask], found.greater[mask], tied[mask], n_candidates, pairs[mask])
+
+    judged = those(np.full(len(rows), of_judged), np.ones(len(rows)))
+    return Ranked(those(grades > 0, grades), judged, found.top, found.top_scores)
 
 
 def ranks_of_pairs(
@@ -161,27 +204,6 @@ def restrict(ranks: Ranks, keep: np.ndarray) -> Ranks:
         n_candidates=ranks.n_candidates - by_record,
         pairs=ranks.pairs[stays],
     )
-
-
-def _places(
-    scores: np.ndarray, rows: np.ndarray, items: np.ndarray, excluded: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """How many candidates of its row stand above each pair, and how many beside it."""
-    refuse_nan(scores if excluded is None else np.where(excluded, 0, scores))
-    own = scores[rows, items]  # (P,)
-    ordered = scores.copy() if excluded is None else np.where(excluded, -np.inf, scores)
-    ordered.sort(axis=1)
-    below, up_to = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.int64)
-    bounds = np.searchsorted(rows, np.arange(len(scores) + 1))
-    for row in np.flatnonzero(np.diff(bounds)):
-        part = slice(bounds[row], bounds[row + 1])
-        below[part] = ordered[row].searchsorted(own[part], side="left")
-        up_to[part] = ordered[row].searchsorted(own[part], side="right")
-    tied = up_to - below
-    if excluded is not None:
-        # Excluded columns were put at -inf, where they would count as tied with candidates that score it.
-        tied -= np.where(np.isneginf(own), excluded.sum(axis=1)[rows], 0)
-    return scores.shape[1] - up_to, tied
 
 
 def _offsets(rows: np.ndarray, n_rows: int) -> np.ndarray:

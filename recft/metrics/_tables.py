@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -184,18 +185,20 @@ class Lists:
             no item of the catalogue.
         popularity: how many training events took each item, (N,), int64.
         texts: the item texts, N.
+        kept: what metrics have found out of the catalogue, for other lists of the same one.
     """
 
     top: np.ndarray
     popularity: np.ndarray
     texts: Sequence[str]
+    kept: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.top)
 
     def where(self, mask: np.ndarray) -> Lists:
         """The lists of the records that a mask (R,) selects."""
-        return Lists(self.top[mask], self.popularity, self.texts)
+        return Lists(self.top[mask], self.popularity, self.texts, self.kept)
 
     def first(self, cutoff: int | None) -> np.ndarray:
         """The first `cutoff` places of each list, (R, cutoff); fewer only where the whole catalogue is fewer.

@@ -9,12 +9,23 @@ Smyth and McClave, Similarity vs. diversity, 2001). Two texts without words coun
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
 import numpy as np
 
-from recft.data.text import words
+from recft.data.text import runs_of, words_of_run
 from recft.metrics._base import Lists, Metric
+from recft.metrics._lists import blocks
 
 __all__ = ["MEMBER", "lists"]
+
+MANY_BLOCKS = 16
+"""From so many blocks on, several threads are worth starting."""
+
+BLOCK_PAIRS = 1 << 18
+"""Pairs of items that are compared at a time: 2 MiB for each word that all share."""
 
 
 def lists(given: Lists, cutoff: int | None) -> np.ndarray:
@@ -27,29 +38,122 @@ def lists(given: Lists, cutoff: int | None) -> np.ndarray:
     [0.6667, 1.0]
     """
     top = given.first(cutoff)
-    n_items = len(given.texts)
-    first, second = np.triu_indices(top.shape[1], 1)
-    left, right = np.minimum(top[:, first], top[:, second]), np.maximum(top[:, first], top[:, second])
-    both = left >= 0  # (R, pairs of places)
-    # Lists share many pairs of items: each is compared once.
-    pairs, of = np.unique(left[both].astype(np.int64) * n_items + right[both], return_inverse=True)
-    distances = np.zeros(both.shape)
-    distances[both] = _distances(given, *np.divmod(pairs, max(n_items, 1)))[of.reshape(-1)]
-    n = both.sum(axis=1)
+    if not top.shape[1] or not len(given.texts):
+        return np.full(len(top), np.nan)
+    place = np.full(len(given.texts), -1)
+    for part in blocks(top):
+        place[part[part >= 0]] = 0
+    used = np.flatnonzero(place == 0)
+    place[used] = np.arange(len(used))
+    starts, held = given.kept.setdefault(id(given.texts), _Words(given.texts))(used)
+    size = max(1, BLOCK_PAIRS // top.shape[1] ** 2)
+    table = _Table(starts[:-1], np.diff(starts), held, int(held.max(initial=0)) + 1)
+    parts = [top[start : start + size] for start in range(0, len(top), size)]
+
+    def of(part: np.ndarray) -> np.ndarray:
+        return _of_block(np.where(part >= 0, place[np.maximum(part, 0)], -1), table)
+
+    if len(parts) < MANY_BLOCKS:
+        return np.concatenate([np.zeros(0), *map(of, parts)])
+    import torch
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return np.concatenate(list(pool.map(of, parts)))
+
+
+class _Words:
+    """The different words of each item that was asked for so far, as numbers."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
+        self._numbers: dict[str, int] = {}
+        self._of_run: dict[str, int] = {"\n": 0}
+        self._words: list[list[int]] = [[]]
+        self._row = np.full(len(texts), -1, np.int64)
+        self._sizes, self._held = np.zeros(0, np.int64), np.zeros(0, np.int64)
+
+    def __call__(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Item i has the words `held[starts[i]:starts[i + 1]]`: (starts, held)."""
+        new = items[self._row[items] < 0]
+        if len(new):
+            owners, numbers = self._read(new.tolist())
+            self._row[new] = len(self._sizes) + np.arange(len(new))
+            self._sizes = np.concatenate([self._sizes, np.bincount(owners, minlength=len(new))])
+            self._held = np.concatenate([self._held, numbers])
+        rows = self._row[items]
+        ends = np.cumsum(self._sizes)
+        return _ragged(ends[rows] - self._sizes[rows], self._sizes[rows], self._held)
+
+    def _read(self, items: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The different words of each of these items: the item's place, ascending, and the word's number."""
+        runs = runs_of([self._texts[item] for item in items])
+        # What is done in Python is done once for each different run of letters.
+        for run in dict.fromkeys(runs):
+            if run not in self._of_run:
+                self._of_run[run] = len(self._words)
+                self._words.append([self._numbers.setdefault(word, len(self._numbers)) for word in words_of_run(run)])
+        codes = np.fromiter(map(self._of_run.__getitem__, runs), np.int64, len(runs))
+        sizes = np.array([len(words) for words in self._words])
+        starts = np.cumsum(sizes) - sizes
+        every = np.array([word for words in self._words for word in words], np.int64)
+        owners = np.repeat(np.cumsum(codes == 0), sizes[codes])  # a line break ends each text, and has no words
+        _, words = _ragged(starts[codes], sizes[codes], every)
+        n_words = max(len(self._numbers), 1)
+        ordered = np.sort(owners * n_words + words)
+        return np.divmod(ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]], n_words)
+
+
+def _ragged(starts: np.ndarray, sizes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Parts of an array one after the other, and where each begins, with the end: (n + 1,) and (sum of sizes,)."""
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    return offsets, values[np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], sizes)]
+
+
+class _Table(NamedTuple):
+    """Item i has the words `held[starts[i]:starts[i] + sizes[i]]`, numbers below `n_words`."""
+
+    starts: np.ndarray
+    sizes: np.ndarray
+    held: np.ndarray
+    n_words: int
+
+
+def _of_block(top: np.ndarray, table: _Table) -> np.ndarray:
+    """The diversity of some lists, (B,), of items whose words are given."""
+    # So wide that a list and a place in it are bits of one number.
+    bits = (top.shape[1] - 1).bit_length()
+    wide = np.full((len(top), 1 << bits), -1)
+    wide[:, : top.shape[1]] = top
+    is_item = wide >= 0
+    sizes = np.where(is_item, table.sizes[wide], 0) if len(table.sizes) else np.zeros_like(wide)
+    # Two items are 1 apart unless they share words, and 0 where neither has any.
+    n, wordless = (mask.sum(axis=1) * (mask.sum(axis=1) - 1) // 2 for mask in (is_item, is_item & (sizes == 0)))
+    first, second, shared = _sharing(wide.ravel(), sizes.ravel(), table, bits)
+    alike = shared / (sizes.ravel()[first] + sizes.ravel()[second] - shared)
+    total = n - wordless - np.bincount(first >> bits, weights=alike, minlength=len(top))
     out = np.full(len(top), np.nan)
-    np.divide(distances.sum(axis=1), n, out=out, where=n > 0)
+    np.divide(total, n, out=out, where=n > 0)
     return out
 
 
-def _distances(given: Lists, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Jaccard's distance of each pair of items."""
-    sets = {item: frozenset(words(given.texts[item])) for item in np.union1d(left, right).tolist()}
-    found = np.zeros(len(left))
-    for i, (a, b) in enumerate(zip(left.tolist(), right.tolist(), strict=True)):
-        shared = len(sets[a] & sets[b])
-        either = len(sets[a]) + len(sets[b]) - shared
-        found[i] = 1 - shared / either if either else 0.0
-    return found
+def _sharing(
+    items: np.ndarray, sizes: np.ndarray, table: _Table, bits: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every two places of a list that share words, and how many; a place's number begins with its list's."""
+    word_bits, within = int(table.n_words).bit_length(), (1 << bits) - 1
+    places = np.repeat(np.arange(len(items)), sizes)  # one for each word of each place
+    _, word = _ragged(table.starts[items], sizes, table.held) if len(places) else (places, places)
+    # By list, then by word, then by place: places that have a word of a list stand side by side.
+    ordered = np.sort(((places >> bits << word_bits | word) << bits) | (places & within))
+    keys, places = ordered >> bits, (ordered >> (bits + word_bits) << bits) | (ordered & within)
+    fresh = np.append(True, keys[1:] != keys[:-1])[: len(keys)]
+    number = np.arange(len(keys))
+    before = number - np.maximum.accumulate(np.where(fresh, number, 0))  # how many places have the word before this one
+    _, first = _ragged(number - before, before, places)
+    pairs = np.sort(first << bits | np.repeat(places & within, before))
+    at = np.flatnonzero(np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)])
+    first = pairs[at] >> bits
+    return first, (first & ~within) | (pairs[at] & within), np.diff(at, append=len(pairs)).astype(np.float64)
 
 
 MEMBER = Metric(summary="how unlike each other the items of a list are", lists=lists, needs_cutoff=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from recft.metrics._base import Lists, Metric
+from recft.metrics._lists import blocks
 
 __all__ = ["MEMBER", "lists"]
 
@@ -25,9 +26,12 @@ def lists(given: Lists, cutoff: int | None) -> np.ndarray:
     >>> lists(Lists(np.array([[0, 2]]), np.array([3, 1, 0, 0]), [""] * 4), 2).tolist()
     [2.0]
     """
-    top = given.first(cutoff)
     events = given.popularity.astype(np.float64) + 1
     bits = np.append(np.log2(max(events.sum(), 1.0)) - np.log2(events), 0.0)  # the last one for places without an item
+    return np.concatenate([_mean_bits(top, bits) for top in blocks(given.first(cutoff))])
+
+
+def _mean_bits(top: np.ndarray, bits: np.ndarray) -> np.ndarray:
     is_item = top >= 0
     n = is_item.sum(axis=1)
     out = np.full(len(top), np.nan)

@@ -33,8 +33,9 @@ from recft.training.calibration import calibrated
 from recft.training.exam import Exam, System, corrected, few_records, model_system
 from recft.training.explanation import explain
 from recft.training.fusion import Fusion, fit_fusion
+from recft.training.item_vectors import finished
 from recft.training.opened import Opened, exam_of, open_run, refuse_no_effect
-from recft.training.scoring import Scored, score
+from recft.training.scoring import Scored, score, score_all
 
 __all__ = ["TaskReport"]
 
@@ -190,7 +191,7 @@ class TaskReport:
         systems = self._systems(tuned)
         fusions = self._fused(tuned, systems) if self._fuses else {}
         self.listen("stage", {"name": "computing metrics and intervals"})
-        rows = {name: score(exam, system) for name, system in systems.items()}
+        rows = score_all(exam, systems)
         classic = [name for name in rows if name not in findings.MODELS]
         report: dict[str, Any] = {
             "format": 2,
@@ -224,8 +225,10 @@ class TaskReport:
         report["predictions"] = {"path": path.name, "sha256": hash_file(path)}
         return report
 
-    def _encoder(self, tuned: Tuned) -> Callable[[Sequence[Any]], np.ndarray]:
-        return Encoder(tuned.model, tuned.tokenizer, self.recipe.eval.batch_tokens)
+    def _encoder(self, tuned: Tuned, opened: Opened | None = None) -> Callable[[Sequence[Any]], np.ndarray]:
+        """The model with what is known of its items: as a run's adapter tunes it, or the base where none is named."""
+        encoder = Encoder(tuned.model, tuned.tokenizer, self.recipe.eval.batch_tokens)
+        return finished(encoder, (opened or self.opened).recipe, opened.folder.adapter if opened else None)
 
     def _model(self, tuned: Tuned, exam: Exam, encoder: Callable[[Sequence[Any]], np.ndarray]) -> System:
         """The tuned model as a system, its probabilities calibrated."""
@@ -238,7 +241,7 @@ class TaskReport:
         with tuned.as_base():
             systems = {"base": model_system(exam, self._encoder(tuned))}
         self.listen("stage", {"name": "scoring the tuned model"})
-        systems["tuned"] = self._model(tuned, exam, self._encoder(tuned))
+        systems["tuned"] = self._model(tuned, exam, self._encoder(tuned, self.opened))
         for name in self.classic_names:
             self.listen("stage", {"name": f"fitting and scoring {name}"})
             systems[name] = self._classic(name).system(exam, self.split)
@@ -266,12 +269,12 @@ class TaskReport:
                 )
             )
         tuned = open_adapter(opened.recipe, opened.folder.adapter).of(recipe.task.name)
-        return self._model(tuned, theirs, self._encoder(tuned))
+        return self._model(tuned, theirs, self._encoder(tuned, opened))
 
     def _fused(self, tuned: Tuned, systems: dict[str, System]) -> dict[str, Fusion]:
         """Adds the weighted sums to the systems; their weights are fitted on validation."""
         self.listen("stage", {"name": "fitting the sum of model and classic rows on validation"})
-        before = {"tuned": self._model(tuned, self.valid, self._encoder(tuned))}
+        before = {"tuned": self._model(tuned, self.valid, self._encoder(tuned, self.opened))}
         before |= {name: self._classic(name).system(self.valid, "valid") for name in self.classic_names}
         before |= {name: self._other(opened, "valid") for name, opened in self.others.items()}
         without = {name: system for name, system in before.items() if name in self.classic_names}
@@ -299,7 +302,7 @@ class TaskReport:
             serving = tuned.model.serving
             shown = {"tuned": rows["tuned"]}
             if serving.calibration:
-                shown["uncalibrated"] = score(exam, model_system(exam, self._encoder(tuned)))
+                shown["uncalibrated"] = score(exam, model_system(exam, self._encoder(tuned, self.opened)))
             kind = serving.calibration["kind"] if serving.calibration else "none"
             found["calibration"] = findings.calibration(shown, kind)
         if exam.task.output == "classes":
@@ -326,7 +329,9 @@ class TaskReport:
             if item < 0 or not context:
                 continue
             own = records.take(np.array([row]))
-            parts = explain(exam.task, exam.config, self._encoder(tuned), exam.items, [item], context, record=own)[0]
+            parts = explain(
+                exam.task, exam.config, self._encoder(tuned, self.opened), exam.items, [item], context, record=own
+            )[0]
             found.append(
                 {
                     "key": example["key"],
@@ -351,13 +356,13 @@ class TaskReport:
     def _robustness(self, tuned: Tuned, rows: Mapping[str, Scored]) -> dict[str, Any]:
         """The same exam with contexts spoilt, one way at a time."""
         settings, exam = self.recipe.eval, self.exam
-        encoder, found = self._encoder(tuned), {}
+        found: dict[str, Any] = {}
         for name, share in settings.robustness.items():
             self.listen("stage", {"name": f"scoring with {name}"})
             harmed = replace(exam, task=self.spoilt[name])
             with tuned.as_base():
-                base = score(harmed, model_system(harmed, encoder))
-            spoilt = score(harmed, self._model(tuned, harmed, encoder))
+                base = score(harmed, model_system(harmed, self._encoder(tuned)))
+            spoilt = score(harmed, self._model(tuned, harmed, self._encoder(tuned, self.opened)))
             found[name] = {
                 "share": share,
                 "rows": {"base": base.values, "tuned": spoilt.values},

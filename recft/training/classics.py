@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from recft.baselines._base import Baseline, Known, known
 from recft.data.store import Split, Store
 from recft.errors import RecipeError, problem
 from recft.metrics import _base as metrics
-from recft.run import Listener, atomic_file, hash_bytes, hash_folder
+from recft.run import Listener, atomic_file, cache_folder, hash_bytes, hash_folder
 from recft.training.exam import Exam, System, classic_system, few_records
 from recft.training.scoring import score
 
@@ -115,7 +114,7 @@ def _cached(name: str, store: Store, key: list[Any], compute: Any) -> dict[str, 
     # as the data's code does; what is chosen is chosen by metrics.
     code = [hash_folder(Path(str(importlib.import_module(name).__file__)).parent, "*.py") for name in CODE]
     text = json.dumps([store.card["data_sha256"], code, key], sort_keys=True)
-    path = _folder() / f"{name}-{hash_bytes(text.encode())[:32]}.npz"
+    path = cache_folder("baselines") / f"{name}-{hash_bytes(text.encode())[:32]}.npz"
     if path.is_file():
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
@@ -131,7 +130,3 @@ def _cached(name: str, store: Store, key: list[Any], compute: Any) -> dict[str, 
         except OSError:
             pass  # a cache that cannot be written costs time, nothing else
     return found
-
-
-def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "recft" / "baselines"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from recft.errors import ModelError, problem
 from recft.schema import EvalSettings, TaskSettings
 from recft.tasks._base import Task, Text, scored
+from recft.training.kept_scores import KeptScores
 
 if TYPE_CHECKING:
     from recft.data.store import Records
@@ -27,13 +29,18 @@ __all__ = [
     "need_block",
     "own_scores",
     "places",
+    "product",
 ]
 
 Encode = Callable[[Sequence[Text]], np.ndarray]
 """Texts -> (N, K) float32."""
 
-BLOCK_SCORES = 1 << 24
-"""Scores of a block of records: 64 MiB of float32."""
+BLOCK_SCORES, LEAST_ROWS = 1 << 22, 16
+"""Scores of a block of records: 16 MiB of float32, which a processor's last cache holds; but so many records at least,
+for which a product reads the catalogue's vectors once."""
+
+KEPT_SCORES = 1 << 24
+"""Scores of records that are computed together where what comes before the first one is dear."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class Exam:
         candidates: `all`, `judged` or `sampled N`: what rankings are of.
         popularity: training events of each item, (N,); for metrics of lists.
         top: how many items of each ranking are kept for people to read.
+        known_of_items: what metrics of lists have found out of the catalogue, for all rows of a table.
     """
 
     task: Task
@@ -61,6 +69,7 @@ class Exam:
     candidates: str = "all"
     popularity: np.ndarray | None = None
     top: int = 20
+    known_of_items: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class System:
 
     Attributes:
         block: rows (B,) -> the score of every item, (B, N); of classes their probabilities. None where a system scores
-            the records' own pairs alone.
+            the records' own pairs alone. What it gives is only looked at: others may be given the same array.
         pairs: rows (B,) -> the score of the rows' own pairs, in order, (P,); of a likelihood (P, 2).
         probabilities: whether scores mean what they say: probabilities or numbers, not only an order.
         invalid: where the system writes freely, the scores of each record's outputs that were no item of the
@@ -116,22 +125,33 @@ def model_system(exam: Exam, encode: Encode) -> System:
     if reads == "pairs" and hasattr(task, "contexts") and hasattr(encode, "catalogue"):
         return _written(exam, encode)
     if reads == "pairs":
-        every = np.stack([_every(exam, encode, int(row)) for row in rows])  # (R, N)
-        return System(lambda part: every[part], lambda part: own_scores(records, part, every[part]))
+        return _kept(exam, (_every(exam, encode, int(row))[None] for row in rows))
     contexts = encode(task.contexts(config, records, rows, exam.items))  # (R, D)
+    # What has a cache of items' vectors reads those it knows there.
+    encode = getattr(encode, "items", encode)
     if exam.candidates == "judged":
         used, place = np.unique(records.items, return_inverse=True)
         vectors = encode(task.candidates(config, [exam.items[item] for item in used]))[place]  # (P, D)
         owners = np.repeat(rows, np.diff(records.offsets))
         products = np.einsum("pd,pd->p", contexts[owners], vectors)
         return System(None, lambda part: products[places(records, part)])
-    catalogue = encode(task.candidates(config, exam.items))  # (N, D)
+    multiply = product(encode(task.candidates(config, exam.items)))  # (N, D)
+    return _by_blocks(exam, lambda part: multiply(contexts[part]))
 
-    def block(part: np.ndarray) -> np.ndarray:
-        found: np.ndarray = contexts[part] @ catalogue.T
+
+def product(vectors: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """What gives the products of contexts (B, D) with all N vectors (N, D), (B, N) float32."""
+    import torch
+
+    # Columns that lie one after the other are multiplied faster, and few rows at a time most of all.
+    columns = torch.from_numpy(np.ascontiguousarray(vectors.T, np.float32))  # (D, N)
+
+    def multiply(contexts: np.ndarray) -> np.ndarray:
+        found = np.empty((len(contexts), columns.shape[1]), np.float32)
+        torch.mm(torch.from_numpy(np.ascontiguousarray(contexts, np.float32)), columns, out=torch.from_numpy(found))
         return found
 
-    return System(block, lambda part: own_scores(records, part, block(part)))
+    return multiply
 
 
 def _written(exam: Exam, encoder: Any) -> System:
@@ -141,8 +161,9 @@ def _written(exam: Exam, encoder: Any) -> System:
     tails = exam.task.candidates(exam.config, exam.items)
     way, _, beams = exam.settings.decoding.partition(" ")
     if way == "exact":
-        every = encoder.catalogue(bodies, tails)  # (R, N)
-        return System(lambda part: every[part], lambda part: own_scores(records, part, every[part]))
+        size = max(1, KEPT_SCORES // max(n_items, 1))
+        parts = (bodies[start : start + size] for start in range(0, len(bodies), size))
+        return _kept(exam, (encoder.catalogue(part, tails) for part in parts))
     items, scores = encoder.generated(bodies, tails, int(beams), way == "free")  # (R, beams)
 
     def block(part: np.ndarray) -> np.ndarray:
@@ -152,7 +173,7 @@ def _written(exam: Exam, encoder: Any) -> System:
         return found[:, :n_items]
 
     invalid = np.where(items == -2, scores, -np.inf) if way == "free" else None
-    return System(block, lambda part: own_scores(records, part, block(part)), invalid=invalid)
+    return replace(_by_blocks(exam, block), invalid=invalid)
 
 
 def _every(exam: Exam, encode: Encode, row: int) -> np.ndarray:
@@ -163,19 +184,54 @@ def _every(exam: Exam, encode: Encode, row: int) -> np.ndarray:
     return np.asarray(found[:, 0] if found.ndim == 2 else found, np.float32)
 
 
-def classic_system(
-    exam: Exam, scores: Callable[[Records, np.ndarray], np.ndarray], probabilities: bool = False
-) -> System:
-    """A classic row as a system: `scores` gives every item's score for some rows, (B, N)."""
+def _kept(exam: Exam, found: Iterable[np.ndarray]) -> System:
+    """Scores (B, N) of one block of records after the other as a system."""
+    every = KeptScores(len(exam.records), len(exam.items))
+    for scores in found:
+        every.add(scores)
+    return _by_blocks(exam, every)
 
-    def block(part: np.ndarray) -> np.ndarray:
-        return np.asarray(scores(exam.records, part), np.float32)
+
+def _by_blocks(exam: Exam, compute: Callable[[np.ndarray], np.ndarray], probabilities: bool = True) -> System:
+    """What computes a block of records as a system; pairs too are read from blocks, one at a time."""
+    block = _Latest(compute)
 
     def pairs(part: np.ndarray) -> np.ndarray:
         parts = [own_scores(exam.records, some, block(some)) for some in blocks(part, len(exam.items))]
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
     return System(block, pairs, probabilities)
+
+
+class _Latest:
+    """Scores of rows, computed once for all that ask with the same array, for as long as that lives.
+
+    Sums read the blocks of systems that have rows of their own in the table.
+    """
+
+    def __init__(self, compute: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._compute = compute
+        self._rows: weakref.ref[np.ndarray] | None = None
+        self._found: np.ndarray | None = None
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        if self._found is not None and self._rows is not None and self._rows() is rows:
+            return self._found
+        self._found = None  # not two at a time
+        self._found = self._compute(rows)
+        self._rows = weakref.ref(rows, self._forget)
+        return self._found
+
+    def _forget(self, rows: weakref.ref[np.ndarray]) -> None:
+        if rows is self._rows:
+            self._rows = self._found = None
+
+
+def classic_system(
+    exam: Exam, scores: Callable[[Records, np.ndarray], np.ndarray], probabilities: bool = False
+) -> System:
+    """A classic row as a system: `scores` gives every item's score for some rows, (B, N)."""
+    return _by_blocks(exam, lambda part: np.asarray(scores(exam.records, part), np.float32), probabilities)
 
 
 def places(records: Records, rows: np.ndarray) -> np.ndarray:
@@ -195,7 +251,7 @@ def own_scores(records: Records, rows: np.ndarray, block: np.ndarray) -> np.ndar
 
 def blocks(rows: np.ndarray, n_items: int) -> list[np.ndarray]:
     """The rows in parts whose scores of every item can be held at once."""
-    size = max(1, BLOCK_SCORES // max(n_items, 1))
+    size = max(LEAST_ROWS, BLOCK_SCORES // max(n_items, 1))
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 

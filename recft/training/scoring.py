@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +10,14 @@ import numpy as np
 
 from recft import registry
 from recft.metrics import _base as metrics
-from recft.metrics._ranks import concat, gains, ranks_of, ranks_of_pairs
+from recft.metrics._ranks import gains, ranks_of_pairs
+from recft.training.block_ranking import BlockRanking, candidates_of
 from recft.training.exam import Encode, Exam, System, blocks, model_system
 
 if TYPE_CHECKING:
     from recft.data.store import Records
 
-__all__ = ["Scored", "label_values", "pointwise", "ranking_values", "score", "score_model"]
+__all__ = ["Scored", "label_values", "pointwise", "ranking_values", "score", "score_all", "score_model"]
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,34 @@ def score_model(exam: Exam, encode: Encode) -> Scored:
 
 def score(exam: Exam, system: System) -> Scored:
     """What a system scores."""
+    return score_all(exam, {"": system})[""]
+
+
+def score_all(exam: Exam, systems: Mapping[str, System]) -> dict[str, Scored]:
+    """What several systems score; a block of scores that several of them read, as sums do, is computed once."""
+    import torch
+
+    if exam.task.output != "ranking" or exam.candidates == "judged":
+        return {name: _score(exam, system) for name, system in systems.items()}
+    depth = max(exam.top, metrics.depth(exam.names))
+    judged = any(_metric(name, "ranking").of_judged for name in exam.names)
+    threads = torch.get_num_threads()
+    rankings = {name: BlockRanking(exam, system, depth, judged) for name, system in systems.items()}
+    for part in blocks(np.arange(len(exam.records)), len(exam.items)):
+        candidates = candidates_of(exam, part)
+        for ranking in rankings.values():
+            ranking.add(part, candidates, threads)
+    found = {}
+    for name in systems:
+        done = rankings.pop(name)  # one at a time: what is put together is as large as its parts
+        found[name] = _of_ranks(exam, done.ranks, done.judged if judged else None, done.top, done.top_scores)
+    return found
+
+
+def _score(exam: Exam, system: System) -> Scored:
     rows = np.arange(len(exam.records))
     if exam.task.output == "ranking":
-        return _of_pairs(exam, system.pairs(rows)) if exam.candidates == "judged" else _ofblocks(exam, system)
+        return _of_pairs(exam, system.pairs(rows))
     if exam.task.output == "classes":
         assert system.block is not None  # noqa: S101  # what reads contexts has one
         right = _right(exam.records)
@@ -76,67 +103,6 @@ def _right(records: Records) -> np.ndarray:
     right = np.flatnonzero(records.grades > 0)
     owners = np.searchsorted(records.offsets, right, side="right") - 1
     return right[np.unique(owners, return_index=True)[1]]
-
-
-def _ofblocks(exam: Exam, system: System) -> Scored:
-    """Rankings of the catalogue, a block of records at a time."""
-    assert system.block is not None  # noqa: S101  # the exam asks for all items
-    records, parts, judged = exam.records, [], []
-    depth = min(max(exam.top, metrics.depth(exam.names)), len(exam.items))
-    top = np.full((len(records), depth), -1, np.int32)
-    top_scores = np.full((len(records), depth), np.nan, np.float32)
-    worth = gains(records.grades, exam.settings.gain)
-    wants_judged = any(_metric(name, "ranking").of_judged for name in exam.names)
-    for part in blocks(np.arange(len(records)), len(exam.items)):
-        block = np.asarray(system.block(part), np.float32)
-        block, excluded = _beside_invalid(block, _excluded(exam, part), system, part)
-        offsets = records.offsets[part[0] : part[-1] + 2]
-        parts.append(ranks_of(block, offsets, records.items, worth, excluded))
-        if wants_judged:
-            judged.append(ranks_of(block, offsets, records.items, np.ones(len(worth)), excluded))
-        best, top_scores[part] = _best(block, excluded, depth)
-        top[part] = np.where(best < len(exam.items), best, -2)
-    return _of_ranks(exam, concat(parts), concat(judged) if wants_judged else None, top, top_scores)
-
-
-def _excluded(exam: Exam, part: np.ndarray) -> np.ndarray | None:
-    """Which items are no candidates of these records, (B, N)."""
-    records, n_items = exam.records, len(exam.items)
-    excluded = None
-    if exam.candidates.startswith("sampled"):
-        wanted = min(int(exam.candidates.split()[1]), n_items)
-        excluded = np.ones((len(part), n_items), bool)
-        for row, record in enumerate(part):
-            # By the record alone, so that every system meets the same candidates.
-            drawn = np.random.default_rng([int(record), 3]).permutation(n_items)[:wanted]
-            excluded[row, drawn] = False
-            excluded[row, records.items[records.offsets[record] : records.offsets[record + 1]]] = False
-    if exam.settings.mask_history:
-        excluded = np.zeros((len(part), n_items), bool) if excluded is None else excluded
-        for row, record in enumerate(part):
-            excluded[row, records.history(int(record))] = True
-    return excluded
-
-
-def _beside_invalid(
-    block: np.ndarray, excluded: np.ndarray | None, system: System, part: np.ndarray
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Scores and exclusions with a column more for every output that was no item: who is below it is a place lower."""
-    if system.invalid is None:
-        return block, excluded
-    invalid = np.asarray(system.invalid[part], np.float32)  # (B, O)
-    kept = np.zeros(block.shape, bool) if excluded is None else excluded
-    return np.concatenate([block, invalid], axis=1), np.concatenate([kept, np.isneginf(invalid)], axis=1)
-
-
-def _best(scores: np.ndarray, excluded: np.ndarray | None, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `depth` items of each row, equal scores by item number, and their scores."""
-    shown = scores if excluded is None else np.where(excluded, -np.inf, scores)
-    candidates = np.argpartition(-shown, depth - 1, axis=1)[:, :depth]
-    found = np.take_along_axis(shown, candidates, axis=1)
-    order = np.lexsort((candidates, -found), axis=1)
-    best, values = np.take_along_axis(candidates, order, axis=1), np.take_along_axis(found, order, axis=1)
-    return np.where(np.isneginf(values), -1, best), values
 
 
 def _of_pairs(exam: Exam, scores: np.ndarray) -> Scored:
@@ -186,7 +152,7 @@ def ranking_values(
             found = metric.ranking(chosen, cutoff)
         elif top is not None:
             assert metric.lists is not None  # noqa: S101  # parse has seen to it
-            found = metric.lists(metrics.Lists(top, popularity, exam.items), cutoff)
+            found = metric.lists(metrics.Lists(top, popularity, exam.items, exam.known_of_items), cutoff)
         else:
             continue
         if isinstance(found, np.ndarray):

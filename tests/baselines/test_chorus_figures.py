@@ -58,6 +58,6 @@ def test_bm25(chorus: tuple[list[str], Judged]) -> None:
     grades = np.array([grade for own in pairs for _, grade in own])
     excluded = np.ones(scores.shape, dtype=bool)
     excluded[np.repeat(np.arange(len(pairs)), np.diff(offsets)), items] = False
-    score, n_defined = mean(ndcg.ranking(ranks_of(scores, offsets, items, grades, excluded), 10))
+    score, n_defined = mean(ndcg.ranking(ranks_of(scores, offsets, items, grades, np.nonzero(excluded)), 10))
     assert n_defined == 116
     assert score == pytest.approx(0.8200, abs=1e-4)

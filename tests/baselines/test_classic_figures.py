@@ -60,7 +60,7 @@ def score(before: Known, name: str, settings: dict[str, Any]) -> tuple[Scores, S
             excluded[row, records.history(record)] = True
         offsets = records.offsets[start : rows[-1] + 2]
         repeats.append(ranks_of(block, offsets, records.items, records.grades))
-        masked.append(ranks_of(block, offsets, records.items, records.grades, excluded))
+        masked.append(ranks_of(block, offsets, records.items, records.grades, np.nonzero(excluded)))
     return _figures(repeats), _figures(masked)
 
 

@@ -98,7 +98,7 @@ def test_test_knows_train_and_valid(shop: Store) -> None:
     first, both = known(shop, "valid"), known(shop, "test")
     assert first.records is train
     assert len(both.records) == len(train) + len(valid)
-    assert both.records.keys == train.keys + valid.keys
+    assert both.records.keys == [*train.keys, *valid.keys]
     record = len(train)
     span = slice(both.records.offsets[record], both.records.offsets[record + 1])
     np.testing.assert_array_equal(both.records.items[span], valid.items[: valid.offsets[1]])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recft.data import text as module
-from recft.data.text import first_words, normalise, words
+from recft.data.text import first_words, normalise, runs_of, words, words_of_run
 
 
 def test_doctests() -> None:
@@ -117,3 +117,19 @@ def test_first_words_are_a_start_within_the_budget(text: str, n: int) -> None:
     assert len(words(start)) <= n
     if len(words(text)) <= n:
         assert start == text
+
+
+@given(
+    st.lists(
+        st.text(st.sampled_from("aZ9_ \n\r\t\u2028\x1c™®ﬁ\u0301éß\u200d\ufe0f\u00ad红色Ａ２ひゞカｶﾞ한กำ☕-·")),
+        max_size=5,
+    )
+)
+def test_runs_of_many_texts_are_the_words_of_each(texts: list[str]) -> None:
+    found: list[list[str]] = [[]]
+    for run in runs_of(texts):
+        if run == "\n":
+            found.append([])
+        else:
+            found[-1] += words_of_run(run)
+    assert found[:-1] == [words(text) for text in texts]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recft.errors import DataError, ModelError
-from recft.metrics import _ranks, ndcg
+from recft.metrics import ndcg
 from recft.metrics._base import Labels, Ranks
 from recft.metrics._ranks import concat, gains, ranks_of, ranks_of_pairs, restrict
 
@@ -48,10 +48,13 @@ def test_equals_counting_one_by_one(data: st.DataObject) -> None:
     grades = np.array(data.draw(st.lists(st.sampled_from([0, 1, 2]), min_size=len(items), max_size=len(items))))
     offsets = np.cumsum([0, *map(len, rows)])
     expected = slow(scores, offsets, items, grades, excluded)
-    same(ranks_of(scores, offsets, items, grades, excluded), expected)
+    same(ranks_of(scores, offsets, items, grades, np.nonzero(excluded)), expected)
     nothing = np.zeros_like(excluded)
     same(ranks_of(scores, offsets, items, grades), slow(scores, offsets, items, grades, nothing))
-    parts = [ranks_of(scores[r : r + 1], offsets[r : r + 2], items, grades, excluded[r : r + 1]) for r in range(n_rows)]
+    parts = [
+        ranks_of(scores[r : r + 1], offsets[r : r + 2], items, grades, np.nonzero(excluded[r : r + 1]))
+        for r in range(n_rows)
+    ]
     same(concat(parts), expected)
 
 
@@ -72,7 +75,7 @@ def test_a_part_equals_counting_without_the_rest(data: st.DataObject) -> None:
     gone = (grades > 0) & ~keep
     by_hand[np.repeat(np.arange(n_rows), np.diff(offsets))[gone], items[gone]] = True
     expected = slow(scores, offsets, items, grades, by_hand)
-    same(restrict(ranks_of(scores, offsets, items, grades, excluded), keep), expected)
+    same(restrict(ranks_of(scores, offsets, items, grades, np.nonzero(excluded)), keep), expected)
 
 
 def test_all_and_none_of_the_ranks() -> None:
@@ -103,23 +106,15 @@ def test_pairs_equal_a_dense_block(records: list[list[tuple[int, int]]]) -> None
     grades = np.array([grade for _, grade in flat], dtype=np.float32)
     same(
         ranks_of_pairs([score for score, _ in flat], grades, offsets),
-        ranks_of(scores, offsets, items, grades, excluded),
+        ranks_of(scores, offsets, items, grades, np.nonzero(excluded)),
     )
-
-
-def test_blocks_do_not_change_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    scores = rng.integers(0, 5, (7, 9)).astype(np.float32)
-    offsets, items, grades = np.arange(8) * 2, np.tile([1, 4], 7), np.ones(14)
-    whole = ranks_of(scores, offsets, items, grades)
-    monkeypatch.setattr(_ranks, "BLOCK_SCORES", 20)
-    same(ranks_of(scores, offsets, items, grades), whole)
 
 
 def test_scores_are_left_as_they_are() -> None:
     scores = np.array([[1.0, 3.0, 2.0]], dtype=np.float32)
-    ranks_of(scores, np.array([0, 1]), np.array([0]), np.array([1]))
-    assert scores.tolist() == [[1, 3, 2]]
+    for hidden in (None, (np.array([0]), np.array([1]))):
+        ranks_of(scores, np.array([0, 1]), np.array([0]), np.array([1]), hidden)
+        assert scores.tolist() == [[1, 3, 2]]
 
 
 def test_scores_that_are_no_numbers_are_refused() -> None:
@@ -131,7 +126,7 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
         ranks_of_pairs(scores[0], [1, 0])
     with pytest.raises(ModelError, match=message):
         Labels(scores[0], np.array([0, 1]), np.array([0, 0]))
-    excluded = np.array([[False, True]])
+    excluded = (np.array([0]), np.array([1]))
     assert ranks_of(scores, np.array([0, 1]), np.array([0]), np.array([1]), excluded).greater.tolist() == [0]
 
 

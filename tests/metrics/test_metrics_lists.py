@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from recft import registry
 from recft.data.text import words
 from recft.errors import RecipeError
+from recft.metrics import diversity
 from recft.metrics._base import PACKAGE, Lists, Metric, depth
 
 MEMBERS: dict[str, Metric] = {name: registry.load(PACKAGE, name) for name in registry.names(PACKAGE)}
@@ -168,3 +169,20 @@ def test_two_thousand_lists_are_compared_in_seconds() -> None:
     started = time.perf_counter()
     assert len(np.asarray(score("diversity", Lists(top, np.ones(2_000), texts), 10))) == 2_000
     assert time.perf_counter() - started < 5  # about 0.2 s on an idle core
+
+
+@pytest.mark.parametrize("depth", [2, 5, 8])
+def test_diversity_in_threads_is_that_of_every_two_items(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diversity, "MANY_BLOCKS", 2)
+    monkeypatch.setattr(diversity, "BLOCK_PAIRS", 70)
+    draw = np.random.default_rng(depth)
+    vocabulary = ["red", "chair", "椅子", "红色连衣裙", "🎒", "ＯＡＫ", ""]
+    texts = [" ".join(draw.choice(vocabulary, draw.integers(0, 5))) for _ in range(30)]
+    top = np.stack([draw.choice(30, depth, replace=False) for _ in range(25)])
+    top[draw.random(top.shape) < 0.2] = -1
+    top[draw.random(top.shape) < 0.1] = -2
+    found = diversity.lists(Lists(top, np.ones(30), texts), depth)
+    for row, value in zip(top, found, strict=True):
+        sets = [set(words(texts[item])) for item in row if item >= 0]
+        apart = [1 - len(a & b) / len(a | b) if a | b else 0.0 for a, b in itertools.combinations(sets, 2)]
+        assert value == pytest.approx(np.mean(apart) if apart else np.nan, nan_ok=True)

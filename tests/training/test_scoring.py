@@ -16,7 +16,7 @@ from recft.errors import ModelError
 from recft.metrics._base import Lists
 from recft.registry import load
 from recft.training import exam as exam_module
-from recft.training import scoring
+from recft.training.block_ranking import candidates_of
 from recft.training.exam import System, classic_system, corrected, few_records, model_system, places
 from recft.training.scoring import score
 
@@ -68,6 +68,7 @@ def test_records_are_scored_alike_however_they_fall_into_blocks(monkeypatch: pyt
     asked = exam(own, 30, ["ndcg@10", "recall@5", "judged@5", "coverage@5"], settings={"mask_history": True})
     whole = score(asked, table(own, scores))
     monkeypatch.setattr(exam_module, "BLOCK_SCORES", 70)
+    monkeypatch.setattr(exam_module, "LEAST_ROWS", 1)
     parts = score(asked, table(own, scores))
     assert parts.values == pytest.approx(whole.values)
     assert parts.top is not None and whole.top is not None and np.array_equal(parts.top, whole.top)
@@ -75,24 +76,25 @@ def test_records_are_scored_alike_however_they_fall_into_blocks(monkeypatch: pyt
     assert np.array_equal(parts.ranks.pairs, whole.ranks.pairs)
 
 
+def sampled(asked: Any, part: np.ndarray) -> list[list[int]]:
+    columns = candidates_of(asked, part).columns
+    assert columns is not None
+    return [[item for item in row if item < len(asked.items)] for row in columns.tolist()]
+
+
 def test_every_system_meets_the_same_sampled_candidates() -> None:
     own, scores, grades = shop(n_records=8, n_items=60)
     asked = exam(own, 60, ["ndcg@10"], candidates="sampled 10")
-    seen = []
-    for _ in range(2):
-        masks = scoring._excluded(asked, np.arange(8))
-        assert masks is not None
-        seen.append(masks)
-    assert np.array_equal(seen[0], seen[1])
-    late = scoring._excluded(asked, np.array([5, 6]))
-    assert late is not None and np.array_equal(late, seen[0][5:7]), "a record's candidates do not depend on its block"
+    seen = sampled(asked, np.arange(8))
+    assert seen == sampled(asked, np.arange(8))
+    assert sampled(asked, np.array([5, 6])) == seen[5:7], "a record's candidates do not depend on its block"
     for row, one in enumerate(grades):
-        kept = set(np.flatnonzero(~seen[0][row]).tolist())
+        kept = set(seen[row])
         assert set(one) <= kept and 10 <= len(kept) <= 10 + len(one)
         assert score(asked, table(own, scores)).per_record["ndcg@10"][row] == pytest.approx(
             ndcg(scores[row], one, sorted(kept)), nan_ok=True
         )
-    assert len({tuple(row) for row in seen[0].tolist()}) == 8, "each record has candidates of its own"
+    assert len(set(map(tuple, seen))) == 8, "each record has candidates of its own"
 
 
 def test_sampling_more_than_there_are_is_ranking_all() -> None:
@@ -220,6 +222,7 @@ def test_pairs_and_blocks_of_a_classic_row_agree(monkeypatch: pytest.MonkeyPatch
     system = classic_system(exam(own, 30, ["ndcg@10"]), lambda _, rows: scores[rows])
     agree(system, own)
     monkeypatch.setattr(exam_module, "BLOCK_SCORES", 60)
+    monkeypatch.setattr(exam_module, "LEAST_ROWS", 1)
     agree(system, own)
     assert system.probabilities is False
 
