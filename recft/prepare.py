@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from recft import registry
-from recft.data.card import CountTokens, split_card
+from recft.data.card import split_card
 from recft.data.ledger import Ledger
 from recft.data.mapping import table_of
 from recft.data.pipelines import PIPELINES, Made
 from recft.data.sources import existing
-from recft.data.store import SPLITS, Store, Table, kept_in, write_records
+from recft.data.store import SPLITS, Store, Table, kept_in, write_log, write_records
 from recft.errors import DataError, RecftError, problem
 from recft.recipe import Recipe
 from recft.run import Listener, atomic_folder, hash_bytes, hash_file, hash_folder, read_json, silent, write_json
@@ -25,6 +24,9 @@ __all__ = ["prepare"]
 
 # Raised whenever the same settings would give other prepared data than before.
 _FORMAT = 2
+
+_BESIDE = 3
+_LARGE_BYTES = 1 << 26
 
 
 def prepare(recipe: Recipe, out: Path | str | None = None, force: bool = False, listen: Listener = silent) -> Store:
@@ -48,31 +50,45 @@ def prepare(recipe: Recipe, out: Path | str | None = None, force: bool = False, 
         return first
     recipe = _with_stars(recipe)
     table = _table(recipe)
-    origin = _origin(recipe, listen)
-    if _reusable(folder, origin, force):
-        listen("stage", {"stage": "reused", "folder": str(folder)})
-        return Store.open(folder)
+    files = _files(recipe)
     started = time.monotonic()
-    with atomic_folder(folder) as draft:
-        with Ledger(recipe.data.on_error, draft / "quarantine.jsonl") as ledger:
-            made = PIPELINES[table](recipe.data, ledger, listen)
-        _write(made, draft)
-        listen("stage", {"stage": "lengths"})
-        facts = dict(made.facts)
-        card = {
-            "table": table,
-            "counts": facts.pop("counts"),
-            "split": {**facts.pop("split"), **split_card(made.records, made.items.height)},
-            **facts,
-            "dropped": {name: count for name, count in sorted(ledger.dropped.items()) if count},
-            "quarantined": {"rows": ledger.by_rule.total(), "by_rule": dict(ledger.by_rule.most_common())},
-            "lengths": made.lengths(_counter(recipe), recipe.tune.max_tokens),
-            "origin": origin,
-            "data_sha256": hash_folder(draft, "*.parquet"),
-        }
-        write_json(draft / "card.json", card)
+    # What waits for a disk, or works in a library's own threads, goes on beside the rest.
+    with ThreadPoolExecutor(_BESIDE) as beside:
+        listen("stage", {"stage": "hashing"})
+        origin = beside.submit(_origin, recipe, files)
+        if _reusable(folder, origin.result, force):
+            listen("stage", {"stage": "reused", "folder": str(folder)})
+            return Store.open(folder)
+        with atomic_folder(folder) as draft:
+            card = _make(recipe, table, draft, origin, beside, listen)
+            write_json(draft / "card.json", card)
     listen("prepared", {"folder": str(folder), "seconds": round(time.monotonic() - started, 2), "card": card})
     return Store.open(folder)
+
+
+def _make(
+    recipe: Recipe, table: Table, draft: Path, origin: Future[dict[str, Any]], beside: Executor, listen: Listener
+) -> dict[str, Any]:
+    """The card, once all else lies in the draft."""
+    tokenizer = _Tokenizer(recipe, beside if _is_large(recipe) else None)
+    with Ledger(recipe.data.on_error, draft / "quarantine.jsonl") as ledger:
+        made = PIPELINES[table](recipe.data, ledger, listen)
+    listen("stage", {"stage": "lengths"})
+    written = beside.submit(_write, made, draft)
+    lengths = beside.submit(made.lengths, tokenizer.count, recipe.tune.max_tokens)
+    facts = dict(made.facts)
+    card = {
+        "table": table,
+        "counts": facts.pop("counts"),
+        "split": {**facts.pop("split"), **split_card(made.records, made.items.height, made.log)},
+        **facts,
+        "dropped": {name: count for name, count in sorted(ledger.dropped.items()) if count},
+        "quarantined": {"rows": ledger.by_rule.total(), "by_rule": dict(ledger.by_rule.most_common())},
+        "lengths": lengths.result(),
+        "origin": origin.result(),
+    }
+    written.result()
+    return card | {"data_sha256": hash_folder(draft, "*.parquet")}
 
 
 def _with_stars(recipe: Recipe) -> Recipe:
@@ -98,29 +114,38 @@ def _table(recipe: Recipe) -> Table:
     return table_of(recipe.data, recipe.task.name, readable)
 
 
-def _origin(recipe: Recipe, listen: Listener) -> dict[str, Any]:
-    """All that decides the prepared data, by content: where a file lies does not matter.
+def _files(recipe: Recipe) -> dict[str, Path]:
+    """The recipe's input files by key.
 
     Raises:
         DataError: with every missing file at once.
     """
     missing: list[str] = []
-    files: dict[str, Any] = {}
-    settings = recipe.data.model_dump(mode="json")
-    listen("stage", {"stage": "hashing"})
-    for key, name in recipe.data.files().items():
+    files = {key: Path(name) for key, name in recipe.data.files().items()}
+    for key, path in files.items():
         table, setting = key.split(".")
-        settings[table].pop(setting)
-        path = Path(name)
         try:
             existing(path, f"data.{table}", setting)
         except DataError as error:
             missing.append(str(error))
-            continue
-        place = key.removesuffix(".path")
-        files[place] = {"name": path.name, "bytes": path.stat().st_size, "sha256": hash_file(path)}
     if missing:
         raise DataError("\n".join(missing))
+    return files
+
+
+def _is_large(recipe: Recipe) -> bool:
+    return sum(Path(name).stat().st_size for name in recipe.data.files().values()) > _LARGE_BYTES
+
+
+def _origin(recipe: Recipe, paths: Mapping[str, Path]) -> dict[str, Any]:
+    """All that decides the prepared data, by content: where a file lies does not matter."""
+    settings = recipe.data.model_dump(mode="json")
+    files: dict[str, Any] = {}
+    for key, path in paths.items():
+        table, setting = key.split(".")
+        settings[table].pop(setting)
+        place = key.removesuffix(".path")
+        files[place] = {"name": path.name, "bytes": path.stat().st_size, "sha256": hash_file(path)}
     settings_text = json.dumps(settings, sort_keys=True, ensure_ascii=False)
     return {
         "format": _FORMAT,
@@ -134,8 +159,8 @@ def _origin(recipe: Recipe, listen: Listener) -> dict[str, Any]:
     }
 
 
-def _reusable(folder: Path, origin: Mapping[str, Any], force: bool) -> bool:
-    """Whether the folder holds just this data, whole.
+def _reusable(folder: Path, origin: Callable[[], Mapping[str, Any]], force: bool) -> bool:
+    """Whether the folder holds just this data, whole; the origin is asked for only where there is something.
 
     Raises:
         DataError: it holds something else, and may not be replaced.
@@ -153,7 +178,7 @@ def _reusable(folder: Path, origin: Mapping[str, Any], force: bool) -> bool:
         )
     try:
         card = read_json(folder / "card.json")
-        if card.get("origin") == origin:
+        if card.get("origin") == origin():
             # The same settings give the same data: a folder that was damaged since is made again.
             return bool(card.get("data_sha256") == hash_folder(folder, "*.parquet"))
     except RecftError:
@@ -173,10 +198,7 @@ def _reusable(folder: Path, origin: Mapping[str, Any], force: bool) -> bool:
 def _write(made: Made, draft: Path) -> None:
     """Everything but the card."""
     if made.log is not None:
-        columns = {"user": made.log.users, "item": made.log.items, "time": made.log.times}
-        if made.log.ratings is not None:
-            columns["rating"] = made.log.ratings
-        pl.DataFrame(columns).write_parquet(draft / "interactions.parquet")
+        write_log(draft / "interactions.parquet", made.log)
     if made.users is not None:
         made.users.write_parquet(draft / "users.parquet")
     made.items.select("id", "text", "title", *kept_in(made.items)).write_parquet(draft / "items.parquet")
@@ -184,15 +206,29 @@ def _write(made: Made, draft: Path) -> None:
         write_records(draft / "records" / f"{split}.parquet", made.records[split])
 
 
-def _counter(recipe: Recipe) -> CountTokens:
-    """Counts tokens as the base's own tokenizer does, special tokens included."""
-    from recft.models.base import tokenizer_of
+class _Tokenizer:
+    """The base's own tokenizer, opened where it is first needed, or at once beside the rest.
 
-    tokenizer = tokenizer_of(recipe.model)
+    Args:
+        recipe: names the base.
+        beside: opens it at once; for a small table the rest is done before that would help, and a mistake in the data
+            is told sooner without.
+    """
 
-    def count(texts: list[str]) -> list[int]:
-        if not texts:
-            return []
-        return [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
+    def __init__(self, recipe: Recipe, beside: Executor | None) -> None:
+        self._settings = recipe.model
+        self._opened = None if beside is None else beside.submit(self._open)
 
-    return count
+    def count(self, texts: list[str]) -> list[int]:
+        """The number of tokens of each text, special tokens included."""
+        from recft.models.token_cache import lengths
+
+        if self._opened is None:
+            self._opened = Future()
+            self._opened.set_result(self._open())
+        return lengths(self._opened.result(), texts)
+
+    def _open(self) -> Any:
+        from recft.models.base import tokenizer_of
+
+        return tokenizer_of(self._settings)

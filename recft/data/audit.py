@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recft.data.ledger import short
+from recft.data.order import CACHED_ROWS
 from recft.data.splits import Spans
 from recft.data.store import SPLITS, Log, Records, Split
 from recft.data.text import normalise
@@ -103,6 +104,9 @@ def audit_order(records: Mapping[Split, Records], numbers: bool = True) -> dict[
     card: dict[str, dict[str, float | int | None]] = {}
     for split in SPLITS:
         there = records[split]
+        if not len(there.grades) or there.grades.min() == there.grades.max():
+            card[split] = {"mixed_records": 0, "place_auc": None, "item_number_auc": None}
+            continue
         place, spread, mixed = order_auc(there, np.arange(len(there.items)))
         by_number, _, _ = order_auc(there, there.items)
         if mixed >= _FEWEST_MIXED_RECORDS:
@@ -167,7 +171,10 @@ def _strictly_past(split: Split, records: Records) -> None:
             int(empty.sum()),
         )
     # Sorted by time within a user: the last event of a history is its latest.
-    late = records.log_times[records.cuts - 1] >= records.times
+    late = np.empty(len(records), bool)
+    for start in range(0, len(records), CACHED_ROWS):
+        part = slice(start, start + CACHED_ROWS)
+        late[part] = records.log_times[records.cuts[part] - 1] >= records.times[part]
     if late.any():
         value = f"user {records.keys[int(late.argmax())]}"
         raise _leak(

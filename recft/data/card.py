@@ -10,7 +10,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recft.data.items import SEPARATOR, Catalogue
-from recft.data.store import SPLITS, Records, Split
+from recft.data.order import CACHED_ROWS, Rows, first_meetings, firsts, threads
+from recft.data.store import SPLITS, Log, Records, Split
 from recft.data.texts import Texts
 
 __all__ = ["CountTokens", "label_card", "length_card", "split_card", "text_length_card"]
@@ -19,27 +20,35 @@ CountTokens = Callable[[list[str]], list[int]]
 """The number of tokens of each text, special tokens included."""
 
 _AUDITED_ROWS = 200_000
-_CHUNK_ROWS = 10_000
-_RECORDS_A_CHUNK = 500_000
 
 
-def split_card(records: Mapping[Split, Records], n_items: int) -> dict[str, Any]:
-    """Sizes and shares of every split: `repeat` targets stand in their own history, `cold` ones are new to training."""
+def split_card(records: Mapping[Split, Records], n_items: int, log: Log | None = None) -> dict[str, Any]:
+    """Sizes and shares of every split: `repeat` targets stand in their own history, `cold` ones are new to training.
+
+    log: the log that the records' histories are spans of, where they have any.
+    """
     train = records["train"]
     seen_items = np.zeros(n_items, bool)
-    seen_items[train.items[train.grades > 0] if train.queries is None else train.items] = True
+    seen_items[_targets(train)] = True
     if train.log_items is not None and train.starts is not None and train.cuts is not None:
-        seen_items[train.log_items[_covered(train.starts, train.cuts, len(train.log_items))]] = True
+        covered = _covered(train.starts, train.cuts, len(train.log_items))
+        for row in range(0, len(covered), CACHED_ROWS):
+            part = slice(row, row + CACHED_ROWS)
+            seen_items[train.log_items[part][covered[part]]] = True
+        del covered
+    if log is not None:
+        met = first_meetings(log.users, log.items, log.chunks(CACHED_ROWS))
+    train_users = train.users if train.users is not None else np.empty(0, np.int32)
     card: dict[str, Any] = {}
     for split in SPLITS:
         there = records[split]
         card[split] = {"records": len(there), "pairs": len(there.items), "positives": int((there.grades > 0).sum())}
-        targets = there.grades > 0 if there.queries is None else np.ones(len(there.items), bool)
-        card[split]["cold_item_share"] = _share(~seen_items[there.items[targets]])
-        if there.users is not None:
-            known = train.users if train.users is not None else np.empty(0, np.int32)
-            card[split]["cold_user_share"] = _share(~np.isin(there.users, known))
-            card[split]["repeat_share"] = _share(_repeats(there)[targets])
+        card[split]["cold_item_share"] = _share(~seen_items[_targets(there)])
+        if there.users is not None and log is not None:
+            known = np.zeros(max(int(part.max(initial=-1)) for part in (there.users, train_users)) + 1, bool)
+            known[train_users] = True
+            card[split]["cold_user_share"] = _share(~known[there.users])
+            card[split]["repeat_share"] = _share(_repeats(there, log, met))
     return card
 
 
@@ -106,8 +115,7 @@ def _losing(
 
 
 def _lengths(texts: list[str], count_tokens: CountTokens) -> NDArray[np.int64]:
-    parts = [count_tokens(texts[start : start + _CHUNK_ROWS]) for start in range(0, len(texts), _CHUNK_ROWS)]
-    return np.array([length for part in parts for length in part], np.int64)
+    return np.array(count_tokens(texts), np.int64)
 
 
 def _summary(lengths: NDArray[np.int64], max_tokens: int) -> dict[str, float | int]:
@@ -127,40 +135,70 @@ def _share(mask: NDArray[np.bool_]) -> float | None:
     return round(float(mask.mean()), 4) if len(mask) else None
 
 
-def _covered(starts: NDArray[np.int64], cuts: NDArray[np.int64], size: int) -> NDArray[np.bool_]:
+def _targets(records: Records) -> NDArray[np.int32]:
+    """The items that records are about: of events those that were taken, of other tables all candidates."""
+    if records.queries is not None:
+        return records.items
+    taken = records.grades > 0
+    return records.items if taken.all() else records.items[taken]
+
+
+def _covered(starts: Rows, cuts: Rows, size: int) -> NDArray[np.bool_]:
     """The rows that lie in at least one history."""
-    edges = np.bincount(starts, minlength=size + 1) - np.bincount(cuts, minlength=size + 1)
-    return np.cumsum(edges[:size]) > 0
+    if len(starts) and (starts[1:] >= starts[:-1]).all():
+        # Histories that begin alike lie within the longest of them.
+        first = np.flatnonzero(np.r_[True, starts[1:] != starts[:-1]])
+        starts, cuts = starts[first], np.maximum.reduceat(cuts, first)
+    edges = np.zeros(size + 1, np.int32)
+    np.add.at(edges, starts, 1)
+    np.subtract.at(edges, cuts, 1)
+    np.cumsum(edges, out=edges)
+    return edges[:size] > 0
 
 
-def _repeats(records: Records) -> NDArray[np.bool_]:
-    """Whether each candidate's item stands in its record's history: (P,)."""
-    if records.log_items is None or records.users is None or records.starts is None or records.cuts is None:
-        return np.zeros(len(records.items), bool)
-    if not len(records):
-        return np.zeros(0, bool)
-    chunks = range(0, len(records), _RECORDS_A_CHUNK)
-    return np.concatenate(
-        [_repeats_of(records, start, min(start + _RECORDS_A_CHUNK, len(records))) for start in chunks]
-    )
+def _repeats(records: Records, log: Log, met: Rows) -> NDArray[np.bool_]:
+    """Whether each target's item stands in its record's history: one value for each pair that is graded above 0.
+
+    met: (E,) the row of the log where each event's user first met its item.
+    """
+    if records.users is None or records.cuts is None or not len(records):
+        return np.zeros(int((records.grades > 0).sum()), bool)
+    cuts, users, offsets = records.cuts, records.users, records.offsets
+
+    def of(start: int) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
+        bounds = offsets[start : start + CACHED_ROWS + 1]
+        pairs = slice(int(bounds[0]), int(bounds[-1]))
+        owner = np.repeat(np.arange(start, start + len(bounds) - 1), np.diff(bounds))
+        mine = np.flatnonzero(records.grades[pairs] > 0)
+        owner, items, place = owner[mine], records.items[pairs][mine], mine + pairs.start
+        # A target is mostly the event right after its history, and what that one met is known.
+        row = (cuts[owner] + place - offsets[owner]).clip(max=len(log) - 1)
+        found = met[row] < cuts[owner]
+        other = np.flatnonzero((log.users[row] != users[owner]) | (log.items[row] != items))
+        return found, owner[other], other
+
+    with threads() as pool:
+        parts = list(pool.map(of, range(0, len(records), CACHED_ROWS)))
+    repeats = np.concatenate([found for found, _, _ in parts])
+    before = np.cumsum([0, *(len(found) for found, _, _ in parts)])
+    places = np.concatenate([other + start for (_, _, other), start in zip(parts, before, strict=False)])
+    if len(places):
+        owner = np.concatenate([owner for _, owner, _ in parts])
+        items = _targets(records)[places]
+        repeats[places] = _in_history(log, users[owner], items, cuts[owner])
+    return repeats
 
 
-def _repeats_of(records: Records, start: int, stop: int) -> NDArray[np.bool_]:
-    """The same for the records from `start` to `stop`, from their own users' rows alone."""
-    starts, cuts, log_items = records.starts, records.cuts, records.log_items
-    if starts is None or cuts is None or log_items is None:
-        return np.zeros(int(records.offsets[stop] - records.offsets[start]), bool)
-    starts, cuts, bounds = starts[start:stop], cuts[start:stop], records.offsets[start : stop + 1]
-    items = records.items[bounds[0] : bounds[-1]]
-    # Users are told apart by where their rows start. Their first meeting with an item is in the history if it lies
-    # before the cut.
-    first_rows = np.unique(starts)
-    lengths = np.diff(np.r_[first_rows, cuts.max()])
-    width = int(max(log_items.max(initial=0), items.max(initial=0))) + 1
-    keys = np.repeat(first_rows, lengths) * width + log_items[first_rows[0] : cuts.max()]
-    known, first = np.unique(keys, return_index=True)
-    owner = np.repeat(np.arange(stop - start), np.diff(bounds))
-    wanted = starts[owner] * width + items
+def _in_history(log: Log, users: NDArray[np.int32], items: NDArray[np.int32], cuts: Rows) -> NDArray[np.bool_]:
+    """Whether each user had met the item before the row of the log where the history is cut."""
+    asked = np.zeros(int(max(log.users.max(initial=0), users.max(initial=0))) + 1, bool)
+    asked[users] = True
+    rows = np.flatnonzero(asked[log.users])
+    if not len(rows):
+        return np.zeros(len(users), bool)
+    width = int(max(log.items.max(initial=0), items.max(initial=0))) + 1
+    known, first = firsts(log.users[rows].astype(np.int64) * width + log.items[rows])
+    wanted = users.astype(np.int64) * width + items
     place = np.searchsorted(known, wanted).clip(max=len(known) - 1)
-    met: NDArray[np.bool_] = (known[place] == wanted) & (first[place] + first_rows[0] < cuts[owner])
-    return met
+    found: NDArray[np.bool_] = (known[place] == wanted) & (rows[first[place]] < cuts)
+    return found

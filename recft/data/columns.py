@@ -6,7 +6,7 @@ import polars as pl
 
 from recft.errors import DataError, problem
 
-__all__ = ["HAS_NUL", "moment", "moments", "number", "one_line"]
+__all__ = ["HAS_NUL", "is_numeric", "moment", "moments", "number", "one_line", "whole_moments"]
 
 HAS_NUL = "text holds no NUL character"
 
@@ -31,6 +31,11 @@ def one_line(column: str) -> pl.Expr:
     return pl.col(column).str.replace_all(r"\s+", " ")
 
 
+def is_numeric(time_format: str) -> bool:
+    """Whether a time may be a number in this format: then a column of whole numbers is read as such."""
+    return time_format in ("auto", "seconds", "milliseconds")
+
+
 def moments(column: str, time_format: str) -> pl.Expr:
     """A column's times as int64 unix seconds; a fraction of a second is dropped, what is no time becomes null.
 
@@ -47,6 +52,17 @@ def moments(column: str, time_format: str) -> pl.Expr:
     kind = pl.Datetime("us", "UTC") if "%z" in time_format or "%:z" in time_format else pl.Datetime("us")
     exact = pl.col(column).str.strptime(kind, time_format, strict=False)
     return exact.dt.epoch("s")
+
+
+def whole_moments(values: pl.Series, time_format: str) -> pl.Series:
+    """The same of a column of whole numbers, where the format is one of numbers."""
+    low, high = values.min(), values.max()
+    if not isinstance(low, int) or not isinstance(high, int):
+        return values
+    if low > -_MILLISECONDS_FROM and high < _MILLISECONDS_FROM and time_format != "milliseconds":
+        return values
+    frame = values.to_frame("t")
+    return frame.select(_by_magnitude(number("t")) if time_format == "auto" else moments("t", time_format)).to_series()
 
 
 def moment(text: str, place: str) -> int:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from recft.data.columns import HAS_NUL, moment, moments, number
+from recft.data.columns import HAS_NUL, is_numeric, moment, moments, number, whole_moments
 from recft.data.items import Catalogue
 from recft.data.ledger import Ledger, Rule, sift, torn
+from recft.data.numbering import Numbering
+from recft.data.order import CACHED_ROWS, Columns, by_user_and_time, threads, without
+from recft.data.sources import ahead
 from recft.data.store import Log
 from recft.data.tables import batches
 from recft.errors import DataError, problem
@@ -55,25 +57,25 @@ def read_interactions(
     """
     path = Path(table.path)
     rules = _rules(table)
-    numbers = catalogue.numbers
-    users = _numbering("user")
-    kept = {name: _numbering(f"kept_{place}") for place, name in enumerate(dict.fromkeys(table.columns))}
-    parts: list[pl.DataFrame] = []
+    items, users = Numbering(catalogue.numbers["id"]), Numbering()
+    kept = {name: Numbering() for name in dict.fromkeys(table.columns)}
+    parts: list[Columns] = []
     rows_read = 0
     columns = [table.user, table.item, table.time, *filter(None, [table.rating, table.event]), *kept]
-    for batch in batches(path, columns, "data.interactions", table.separator):
-        sound = _checked(batch, table, rules, numbers, ledger, path.name)
-        users = _with_new(users, sound["user"])
-        kept = {name: _with_new(values, sound[values.columns[0]]) for name, values in kept.items()}
-        parts.append(_narrow(sound, users, kept.values()))
+    read = batches(path, columns, "data.interactions", table.separator, whole=_may_be_whole(table))
+    # What is meant by each batch is worked out while the one before is counted.
+    for batch, meant in ahead(read, lambda batch: _meant(batch, table, items, users, catalogue.frame.height)):
+        sound = _checked(batch, meant, table, rules, ledger, path.name)
+        parts.append(_narrow(sound, table, users, kept))
         rows_read += batch.height
         listen("stage", {"stage": "interactions", "rows": rows_read})
-    ids = users["user"]
-    log, rows, codes = _sorted(parts, table.rating is not None, len(kept))
-    if not len(log):
+    ids = users.values
+    if not any(len(part["user"]) for part in parts):
         ledger.settle()
         raise DataError(problem("data.interactions", f"{path.name} has no row", "at least one event", "check the file"))
-    found = [(part.start, *_repeats(log, part)) for part in log.chunks()]
+    log, rows, codes = _sorted(parts, len(kept))
+    with threads() as pool:
+        found = list(pool.map(lambda part: (part.start, *_repeats(log, part)), log.chunks(CACHED_ROWS)))
     later = np.concatenate([start + places for start, places, _ in found])
     first = np.concatenate([start + places for start, _, places in found])
     if log.ratings is not None:
@@ -84,22 +86,24 @@ def read_interactions(
         ledger.dropped["exact duplicates of events"] += int((~clash).sum())
     else:
         ledger.dropped["exact duplicates of events"] += len(later)
-    del rows
     if len(later):
-        mask = np.ones(len(log), bool)
-        mask[later] = False
-        log = log.kept(mask)
-        codes = [code[mask] for code in codes]
-    values = (frame.to_series(0).to_list() for frame in kept.values())
+        later.sort()
+        log, codes = log.without(later), [without(code, later) for code in codes]
+    values = (numbering.values.to_list() for numbering in kept.values())
     return log, ids.to_list(), dict(zip(kept, map(Kept, values, codes), strict=True))
+
+
+def _may_be_whole(table: InteractionsTable) -> set[str]:
+    """The columns that may be read as whole numbers."""
+    whole = {table.user, table.item, *filter(None, [table.rating])}
+    whole |= {table.time} if is_numeric(table.time_format) else set()
+    return whole - {table.event, *table.columns}
 
 
 def _rules(table: InteractionsTable) -> list[Rule]:
     """What must not hold of an event, cheapest and plainest first."""
     latest = int(time.time()) + _FUTURE_SECONDS
-    names = [table.user, table.item]
-    rules = [Rule(name, HAS_NUL, pl.col(name).str.contains("\0", literal=True)) for name in names]
-    rules += [
+    rules = [
         Rule(table.user, "every event needs a user", pl.col(table.user).is_null()),
         Rule(table.item, "every event needs an item", pl.col(table.item).is_null()),
         Rule(table.item, "an item of data.items", pl.col("__item").is_null()),
@@ -128,98 +132,97 @@ def _rules(table: InteractionsTable) -> list[Rule]:
     return rules
 
 
-def _checked(
-    batch: pl.DataFrame, table: InteractionsTable, rules: list[Rule], numbers: pl.DataFrame, ledger: Ledger, file: str
+def _meant(
+    batch: pl.DataFrame, table: InteractionsTable, items: Numbering, users: Numbering, n_items: int
 ) -> pl.DataFrame:
-    """The sound rows of one batch: row, user, item_number, moment, value."""
+    """What a batch's columns say: __user, __item, __moment, __value; null where that cannot be read.
+
+    __item is -1 for an item that was left out of the catalogue.
+    """
+    found = pl.Series("__item", items.find(items.coded(batch[table.item])))
+    if len(found) and (found.min() < 0 or found.max() >= n_items):  # type: ignore[operator]
+        found = found.to_frame().select(pl.when(found >= n_items).then(-1).when(found >= 0).then(found)).to_series()
+    times = batch[table.time]
+    whole = times.dtype == pl.Int64
+    return batch.select(
+        users.coded(batch[table.user]).alias("__user"),
+        found.cast(pl.Int32).alias("__item"),
+        __moment=whole_moments(times, table.time_format) if whole else moments(table.time, table.time_format),
+        __value=number(table.rating) if table.rating is not None else pl.lit(None),
+    )
+
+
+def _checked(
+    batch: pl.DataFrame, meant: pl.DataFrame, table: InteractionsTable, rules: list[Rule], ledger: Ledger, file: str
+) -> pl.DataFrame:
+    """The sound rows of one batch: row, __user, __item, __moment, __value, and what is kept."""
+    texts = [name for name in (table.user, table.item) if batch[name].dtype == pl.String]
+    told = [Rule(name, HAS_NUL, pl.col(name).str.contains("\0", literal=True)) for name in texts]
+    batch = batch.hstack(meant)
     if table.event is not None and table.keep_events is not None:
         # A row that is broken as such has no event to go by; it is told, not dropped.
         kept = batch.filter(pl.col(table.event).is_in(table.keep_events) | pl.col("flaw").is_not_null())
         ledger.dropped["events of other kinds"] += batch.height - kept.height
         batch = kept
-    batch = batch.join(numbers, left_on=table.item, right_on="id", how="left", maintain_order="left")
-    value = number(table.rating) if table.rating is not None else pl.lit(None, dtype=pl.Float64)
-    batch = batch.with_columns(moments(table.time, table.time_format).alias("__moment"), value.alias("__value"))
-    sound = sift(batch, [*torn(batch), *rules], ledger, file)
-    kept = sound.filter(pl.col("__item") >= 0)
-    ledger.dropped["events of items without text"] += sound.height - kept.height
-    columns = [
-        pl.col(name).fill_null("").alias(f"kept_{place}") for place, name in enumerate(dict.fromkeys(table.columns))
-    ]
-    return kept.select("row", pl.col(table.user).alias("user"), "__item", "__moment", "__value", *columns)
+    sound = sift(batch, [*torn(batch), *told, *rules], ledger, file)
+    if (sound["__item"] < 0).any():
+        kept = sound.filter(pl.col("__item") >= 0)
+        ledger.dropped["events of items without text"] += sound.height - kept.height
+        sound = kept
+    return sound.select("row", *meant.columns, *dict.fromkeys([table.user, *table.columns]))
 
 
-def _numbering(name: str) -> pl.DataFrame:
-    """The values of a column as they first appear, and their numbers: none yet."""
-    return pl.DataFrame(schema={name: pl.String, f"{name}_number": pl.Int32})
+def _narrow(sound: pl.DataFrame, table: InteractionsTable, users: Numbering, kept: Mapping[str, Numbering]) -> Columns:
+    """A batch as numbers only: 16 bytes an event, 8 more with ratings, and 4 for each column that is kept."""
+    columns: Columns = {
+        "user": users.with_new(sound[table.user], sound["__user"]),
+        # Copies: what Polars holds can be used for the next batch.
+        "item": sound["__item"].to_numpy(writable=True),
+        "time": sound["__moment"].to_numpy(writable=True),
+    }
+    if table.rating is not None:
+        columns |= {
+            "rating": sound["__value"].cast(pl.Float32).to_numpy(writable=True),
+            "row": sound["row"].cast(pl.UInt32).to_numpy(writable=True),
+        }
+    for place, (name, numbering) in enumerate(kept.items()):
+        values = sound[name].fill_null("")
+        columns[f"kept_{place}"] = numbering.with_new(values, numbering.coded(values))
+    return columns
 
 
-def _with_new(known: pl.DataFrame, seen: pl.Series) -> pl.DataFrame:
-    """The known values with those of a batch that are new, numbered on."""
-    name, number_ = known.columns
-    fresh = seen.unique(maintain_order=True).to_frame(name).join(known, on=name, how="anti", maintain_order="left")
-    count = known.height
-    added = fresh.with_columns(pl.int_range(count, count + fresh.height, dtype=pl.Int32, eager=True).alias(number_))
-    return pl.concat([known, added])
-
-
-def _narrow(sound: pl.DataFrame, users: pl.DataFrame, kept: Iterable[pl.DataFrame]) -> pl.DataFrame:
-    """A batch as numbers only: 24 bytes an event, and 4 for each column that is kept."""
-    for values in (users, *kept):
-        sound = sound.join(values, on=values.columns[0], how="left", maintain_order="left")
-    return sound.select(
-        pl.col("user_number").alias("user"),
-        pl.col("__item").alias("item"),
-        pl.col("__moment").alias("time"),
-        pl.col("__value").cast(pl.Float32).alias("rating"),
-        pl.col("row").cast(pl.UInt32),
-        *(f"{values.columns[0]}_number" for values in kept),
-    )
-
-
-def _sorted(
-    parts: list[pl.DataFrame], rated: bool, kept: int
-) -> tuple[Log, NDArray[np.uint32], list[NDArray[np.int32]]]:
-    """The batches as one log in order of user, time and file, each event's row in the file, and what is kept of it.
-
-    The batches are taken from the list one column at a time: the log is held once, and one column twice.
-    """
-    keys = [np.concatenate([part[name].to_numpy() for part in parts]) for name in ("time", "user")]
-    # Stable, so that events of one moment stay in the file's order; three times as quick as sorting the frame.
-    order = np.lexsort(keys)
-    del keys
-
-    def column(name: str) -> Any:
-        values = np.concatenate([part[name].to_numpy() for part in parts])
-        for place, part in enumerate(parts):
-            parts[place] = part.drop(name)
-        return values[order]
-
-    log = Log(column("user"), column("item"), column("time"), column("rating") if rated else None)
-    return log, column("row"), [column(f"kept_{place}_number") for place in range(kept)]
+def _sorted(parts: list[Columns], kept: int) -> tuple[Log, NDArray[np.uint32] | None, list[NDArray[np.int32]]]:
+    """The batches as one log in order of user, time and file, rated events' rows in the file, and what is kept."""
+    whole = by_user_and_time(parts)
+    log = Log(whole["user"], whole["item"], whole["time"], whole.get("rating"))
+    return log, whole.get("row"), [whole[f"kept_{place}"] for place in range(kept)]
 
 
 def _repeats(log: Log, part: slice) -> tuple[Places, Places]:
     """Places in a part that repeat an earlier event of the same user, time and item, and the place of that one."""
     user, moment_, item = log.users[part], log.times[part], log.items[part]
-    fresh = np.ones(len(user), bool)
-    fresh[1:] = (user[1:] != user[:-1]) | (moment_[1:] != moment_[:-1])
-    basket = np.cumsum(fresh) - 1
+    fresh = np.ones(len(user) + 1, bool)
+    fresh[1:-1] = (user[1:] != user[:-1]) | (moment_[1:] != moment_[:-1])
+    # Only where several events share a moment can one repeat another.
+    shared = np.flatnonzero(~(fresh[:-1] & fresh[1:]))
+    if not len(shared):
+        return shared, shared
+    basket = np.cumsum(fresh[shared]) - 1
     # Sorted by item within each basket; `stable` keeps the file's order among equals.
-    key = basket * (int(item.max()) + 1) + item
+    key = basket * (int(item.max()) + 1) + item[shared]
     order = np.argsort(key, kind="stable")
     key = key[order]
     again = np.zeros(len(key), bool)
     again[1:] = key[1:] == key[:-1]
     leader = np.maximum.accumulate(np.where(again, 0, np.arange(len(key))))
-    return order[again], order[leader[again]]
+    return shared[order[again]], shared[order[leader[again]]]
 
 
 def _note_clashes(
     log: Log,
     later: Places,
     first: Places,
-    rows: NDArray[np.uint32],
+    rows: NDArray[np.uint32] | None,
     users: pl.Series,
     items: pl.Series,
     column: str,
@@ -227,7 +230,7 @@ def _note_clashes(
     ledger: Ledger,
 ) -> None:
     """Tells of events that were rated again, differently, at the same moment."""
-    if log.ratings is None:
+    if log.ratings is None or rows is None:
         return
     ratings = log.ratings
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from recft.data.interactions import Kept
 from recft.data.judgements import Judgements
 from recft.data.splits import Drafts, QueryDraft, Spans
-from recft.data.store import SPLITS, Log, Records, Split, kept_columns
+from recft.data.store import SPLITS, Log, Named, Records, Split, kept_columns
 from recft.data.texts import Texts
 from recft.errors import RecipeError, problem
 from recft.schema import LabelSettings
@@ -29,11 +30,11 @@ _ROUNDS = 50
 def query_records(judgements: Judgements, draft: QueryDraft, seed: int, split: Split) -> Records:
     """The records of one split of queries; their pairs stand in an order that tells nothing."""
     items, grades = judgements.items[draft.rows], judgements.grades[draft.rows]
-    order = _shuffled(draft.offsets, _generator(seed, split, 0))
+    _shuffle(draft.offsets, _generator(seed, split, 0), items, grades)
     keys = [judgements.keys[query] for query in draft.queries.tolist()]
     queries = [judgements.queries[query] for query in draft.queries.tolist()]
     columns = {name: [kept[query] for query in draft.queries.tolist()] for name, kept in judgements.columns.items()}
-    return Records(keys, queries, None, None, None, None, draft.offsets, items[order], grades[order], columns=columns)
+    return Records(keys, queries, None, None, None, None, draft.offsets, items, grades, columns=columns)
 
 
 def text_records(texts: Texts, rows: NDArray[np.int64]) -> Records:
@@ -78,19 +79,19 @@ def event_records(
         if labels.negatives is not None:
             sample = _Sample(log, drafts.trained, n_items, labels.negatives, _generator(seed, split, 1))
             offsets, items, grades = sample.beside(spans, offsets, items)
-        order = _shuffled(offsets, _generator(seed, split, 0))
-        first = spans.rows[spans.offsets[:-1]]
+        _shuffle(offsets, _generator(seed, split, 0), items, grades)
+        first = spans.first
         users = log.users[first]
         records[split] = Records(
-            [user_ids[user] for user in users.tolist()],
+            Named(user_ids, users),
             None,
             users,
             spans.starts,
             spans.cuts,
             log.times[first],
             offsets,
-            items[order],
-            grades[order],
+            items,
+            grades,
             shared.items,
             shared.times,
             shared.ratings,
@@ -103,15 +104,18 @@ def _generator(seed: int, split: Split, purpose: int) -> np.random.Generator:
     return np.random.default_rng([seed, SPLITS.index(split), purpose])
 
 
-def _shuffled(offsets: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """An order of all pairs that is random within each record and keeps the records."""
+def _shuffle(offsets: NDArray[np.int64], rng: np.random.Generator, *columns: NDArray[Any]) -> None:
+    """Puts the pairs' columns in an order that is random within each record and keeps the records."""
     sizes = np.diff(offsets)
-    owner = np.repeat(np.arange(len(sizes)), sizes)
-    order = np.arange(len(owner))
+    several = sizes > 1
     # A record of one pair has one order; most records of a large log are such.
-    moved = np.flatnonzero(np.repeat(sizes > 1, sizes))
-    order[moved] = moved[np.lexsort((rng.random(len(moved)), owner[moved]))]
-    return order
+    if not several.any():
+        return
+    owner = np.repeat(np.flatnonzero(several), sizes[several])
+    moved = np.flatnonzero(np.repeat(several, sizes))
+    order = moved[np.lexsort((rng.random(len(moved)), owner))]
+    for column in columns:
+        column[moved] = column[order]
 
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]
@@ -180,7 +184,7 @@ class _Sample:
 
     def _bought(self, owner: NDArray[np.int64], items: NDArray[np.int64], spans: Spans) -> NDArray[np.bool_]:
         """Whether each item was bought by the record's user up to the end of the record's targets."""
-        user = self._log.users[spans.rows[spans.offsets[owner]]].astype(np.int64)
+        user = self._log.users[spans.first[owner]].astype(np.int64)
         keys = user * self._n_items + items
         place = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
         bought: NDArray[np.bool_] = (self._keys[place] == keys) & (self._first_row[place] < spans.ends[owner])

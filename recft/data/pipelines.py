@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from recft.data.audit import audit_events, audit_order, audit_queries, audit_texts
 from recft.data.card import CountTokens, label_card, length_card, text_length_card
@@ -16,6 +17,7 @@ from recft.data.items import Catalogue, read_items
 from recft.data.judgements import read_judgements
 from recft.data.labels import event_records, query_records, text_records
 from recft.data.ledger import Ledger
+from recft.data.order import CACHED_ROWS, different
 from recft.data.reviews import with_reviews
 from recft.data.splits import split_events, split_queries, time_cuts
 from recft.data.store import SPLITS, Log, Records, Split, Table
@@ -107,8 +109,12 @@ def _label_source(data: DataSettings) -> Facts:
 def _repeat_share(log: Log) -> float:
     """The share of events whose user had met the item before."""
     width = int(log.items.max(initial=0)) + 1
-    different = sum(len(np.unique(log.users[part].astype(np.int64) * width + log.items[part])) for part in log.chunks())
-    return round(1 - different / max(len(log), 1), 4)
+
+    def keys(part: slice) -> NDArray[np.int64]:
+        made: NDArray[np.int64] = (log.users[part].astype(np.int64) - log.users[part.start]) * width + log.items[part]
+        return made
+
+    return round(1 - different(log.chunks(CACHED_ROWS), keys) / max(len(log), 1), 4)
 
 
 def from_queries(data: DataSettings, ledger: Ledger, listen: Listener) -> Made:

@@ -7,17 +7,19 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import polars as pl
 
 from recft.errors import DataError, problem
 from recft.registry import suggestion
 
-__all__ = ["COMPRESSIONS", "Form", "blocks", "existing", "form_of"]
+__all__ = ["COMPRESSIONS", "Form", "ahead", "blocks", "existing", "form_of"]
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 _FORMS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".pq": "parquet"}
@@ -25,6 +27,10 @@ _BLOCK_BYTES = 16 * 2**20
 _UTF8_MARK = b"\xef\xbb\xbf"
 _ZSTD_MARK = b"\x28\xb5\x2f\xfd"
 _FOREIGN_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+_AHEAD = 2
+_Part = TypeVar("_Part")
+_Done = TypeVar("_Done")
 
 Form = str
 """csv, jsonl or parquet."""
@@ -121,6 +127,20 @@ def blocks(path: Path, place: str) -> Iterator[bytes]:
         ) from error
     if rest.tell():
         yield rest.getvalue()
+
+
+def ahead(parts: Iterable[_Part], work: Callable[[_Part], _Done]) -> Iterator[tuple[_Part, _Done]]:
+    """Each part with what `work` makes of it, in order; two threads work on parts that are not yet asked for."""
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        waiting: deque[tuple[_Part, Future[_Done]]] = deque()
+        for part in parts:
+            waiting.append((part, pool.submit(work, part)))
+            if len(waiting) > _AHEAD:
+                first, done = waiting.popleft()
+                yield first, done.result()
+        while waiting:
+            first, done = waiting.popleft()
+            yield first, done.result()
 
 
 def _unmarked(block: bytes, path: Path, place: str) -> bytes:

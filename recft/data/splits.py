@@ -6,14 +6,15 @@ before its basket, so a basket never sees itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recft.data.judgements import Judgements
+from recft.data.order import CACHED_ROWS, Rows, kth, row_type, threads
 from recft.data.store import SPLITS, Log, Split
 from recft.errors import DataError, RecipeError, problem
 from recft.schema import SplitSettings
@@ -31,6 +32,8 @@ __all__ = [
 ]
 
 Ints = NDArray[np.int64]
+Edges = list[Rows]
+"""starts, cuts, ends and rows of records whose targets are all rows from the cut to the end; see `Spans`."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,19 @@ class Spans:
         rows: (P,) rows of the log.
     """
 
-    starts: Ints
-    cuts: Ints
-    ends: Ints
+    starts: Rows
+    cuts: Rows
+    ends: Rows
     offsets: Ints
-    rows: Ints
+    rows: Rows
 
     def __len__(self) -> int:
         return len(self.starts)
+
+    @property
+    def first(self) -> Rows:
+        """(R,) the row of each record's first target."""
+        return self.rows[self.offsets[:-1]]
 
 
 @dataclass(frozen=True)
@@ -83,12 +91,12 @@ class Drafts:
 
 @dataclass(frozen=True)
 class _Baskets:
-    """Baskets of a sorted log: rows `bounds[k]:bounds[k + 1]` are one user's at one time."""
+    """Baskets of some users of a sorted log: its rows `bounds[k]:bounds[k + 1]` are one user's at one time."""
 
-    bounds: Ints  # (K + 1,)
+    bounds: Rows  # (K + 1,)
     users: NDArray[np.int32]  # (K,)
     times: Ints  # (K,)
-    starts: Ints  # (K,) the first row of the basket's user
+    starts: Rows  # (K,) the first row of the basket's user
 
     @property
     def has_past(self) -> NDArray[np.bool_]:
@@ -112,27 +120,38 @@ class _Baskets:
         place: Ints = ends[owner] - np.arange(len(self.users))
         return place
 
-    def spans(self, mask: NDArray[np.bool_]) -> Spans:
+    def edges(self, mask: NDArray[np.bool_]) -> Edges:
         """The records of the baskets in `mask` that have a past."""
         chosen = np.flatnonzero(mask & self.has_past)
         return _contiguous(self.starts[chosen], self.bounds[chosen], self.bounds[chosen + 1])
 
 
-def _baskets(log: Log) -> _Baskets:
-    fresh = np.ones(len(log), bool)
-    fresh[1:] = (log.users[1:] != log.users[:-1]) | (log.times[1:] != log.times[:-1])
+def _baskets(log: Log, part: slice) -> _Baskets:
+    users, times = log.users[part], log.times[part]
+    fresh = np.ones(len(users), bool)
+    fresh[1:] = (users[1:] != users[:-1]) | (times[1:] != times[:-1])
     first = np.flatnonzero(fresh)
-    users = log.users[first]
+    users, times = users[first], times[first]
     newcomer = np.r_[True, users[1:] != users[:-1]] if len(users) else np.empty(0, bool)
-    starts = first[newcomer][np.cumsum(newcomer) - 1] if len(users) else first
-    return _Baskets(np.r_[first, len(log)].astype(np.int64), users, log.times[first], starts)
+    own = np.flatnonzero(newcomer)
+    bounds = (np.r_[first, part.stop - part.start] + part.start).astype(row_type(len(log)))
+    starts = np.repeat(bounds[own], np.diff(np.r_[own, len(first)]))
+    return _Baskets(bounds, users, times, starts)
 
 
-def _contiguous(starts: Ints, cuts: Ints, ends: Ints) -> Spans:
+def _contiguous(starts: Rows, cuts: Rows, ends: Rows) -> Edges:
     """Records whose targets are all rows from the cut to the end."""
+    sizes = ends - cuts
+    before = np.cumsum(sizes) - sizes
+    rows = np.repeat(cuts - before, sizes) + np.arange(sizes.sum())
+    return [starts, cuts, ends, rows.astype(cuts.dtype)]
+
+
+def _spans(edges: Edges) -> Spans:
+    starts, cuts, ends, rows = edges
     offsets = np.zeros(len(cuts) + 1, np.int64)
-    np.cumsum(ends - cuts, out=offsets[1:])
-    rows = np.arange(offsets[-1]) + np.repeat(cuts - offsets[:-1], ends - cuts)
+    np.subtract(ends, cuts, out=offsets[1:])
+    np.cumsum(offsets, out=offsets)
     return Spans(starts, cuts, ends, offsets, rows)
 
 
@@ -152,15 +171,14 @@ def split_events(log: Log, settings: SplitSettings, graded: bool) -> Drafts:
     if settings.folds is not None:
         raise RecipeError(problem("data.split.folds", str(settings.folds), "folds are of queries", "remove it"))
     check_shares(settings)
-    baskets = _baskets(log)
     if by == "time":
-        drafts = _by_time(log, baskets, settings, graded)
+        drafts = _by_time(log, settings, graded)
     elif by == "leave_one_out":
-        drafts = _leave_one_out(baskets, settings)
+        drafts = _leave_one_out(log, settings)
     elif by == "user":
-        drafts = _by_user(baskets, settings)
+        drafts = _by_user(log, settings)
     else:
-        drafts = _cold_items(log, baskets, settings)
+        drafts = _cold_items(log, settings)
     check_not_empty({split: len(spans) for split, spans in drafts.splits.items()}, settings)
     return drafts
 
@@ -202,75 +220,116 @@ def check_not_empty(sizes: Mapping[Split, int], settings: SplitSettings) -> None
         )
 
 
-def _whole(
-    rows: int, baskets: _Baskets, masks: Mapping[Split, NDArray[np.bool_]], trained: NDArray[np.bool_]
+Masks = Mapping[Split, NDArray[np.bool_]]
+
+
+def _divided(
+    log: Log, masks_of: Callable[[_Baskets], Masks], edges_of: Callable[[_Baskets, Split, NDArray[np.bool_]], Edges]
 ) -> Drafts:
-    kept = np.ones(rows, bool)
-    return Drafts({split: baskets.spans(mask) for split, mask in masks.items()}, trained, kept)
+    """The splits of a log whose histories may hold all events.
+
+    It is divided some users at a time: what is needed on the way stays in the cache, and memory holds the result only.
+
+    Args:
+        log: sorted.
+        masks_of: which baskets are in each split.
+        edges_of: the records of those of one split.
+    """
+
+    def of(part: slice) -> tuple[dict[Split, Edges], NDArray[np.bool_]]:
+        baskets = _baskets(log, part)
+        masks = masks_of(baskets)
+        edges = {split: edges_of(baskets, split, mask) for split, mask in masks.items()}
+        return edges, np.repeat(masks["train"], np.diff(baskets.bounds))
+
+    with threads() as pool:
+        parts = list(pool.map(of, log.chunks(CACHED_ROWS)))
+    trained = np.concatenate([mask for _, mask in parts] or [np.empty(0, bool)])
+    splits = {split: _spans(_joined([edges[split] for edges, _ in parts])) for split in SPLITS}
+    return Drafts(splits, trained, np.ones(len(log), bool))
+
+
+def _joined(parts: list[Edges]) -> Edges:
+    """The parts end to end; each column of theirs is let go once it is copied."""
+    return [np.concatenate([part.pop(0) for part in parts] or [np.empty(0, np.int32)]) for _ in range(4)]
+
+
+def _all_of_them(baskets: _Baskets, split: Split, mask: NDArray[np.bool_]) -> Edges:  # noqa: ARG001 (of any split)
+    return baskets.edges(mask)
 
 
 def time_cuts(log: Log, settings: SplitSettings) -> tuple[int, int]:
     """The last moment of training and the last of validation: two quantiles of time over rows."""
-    # `lower` is a time that some row has, so that no cut depends on how numbers are rounded.
-    valid_share, test_share = 1 - settings.valid - settings.test, 1 - settings.test
-    cuts = np.quantile(log.times, [valid_share, test_share], method="lower")
-    return int(cuts[0]), int(cuts[1])
+    # A time that some row has, so that no cut depends on how numbers are rounded.
+    last = len(log) - 1
+    cuts = kth(log.times, [int(last * share) for share in (1 - settings.valid - settings.test, 1 - settings.test)])
+    return cuts[0], cuts[1]
 
 
-def _by_time(log: Log, baskets: _Baskets, settings: SplitSettings, graded: bool) -> Drafts:
+def _by_time(log: Log, settings: SplitSettings, graded: bool) -> Drafts:
     """Cut at two quantiles of time over rows: a record's input ends at the cut before its targets."""
     valid_cut, test_cut = time_cuts(log, settings)
-    train = baskets.times <= valid_cut
-    test = (baskets.times > test_cut) if settings.test else np.zeros(len(train), bool)
-    valid = (baskets.times > valid_cut) & (baskets.times <= test_cut)
-    splits: dict[Split, Spans] = {"train": baskets.spans(train)}
-    for name, mask in (("valid", valid), ("test", test)):
-        first = baskets.first_of_user(mask)
+
+    def masks(baskets: _Baskets) -> Masks:
+        train = baskets.times <= valid_cut
+        test = (baskets.times > test_cut) if settings.test else np.zeros(len(train), bool)
+        return {"train": train, "valid": (baskets.times > valid_cut) & (baskets.times <= test_cut), "test": test}
+
+    def edges(baskets: _Baskets, split: Split, mask: NDArray[np.bool_]) -> Edges:
+        if split == "train":
+            return baskets.edges(mask)
         # The past must lie before the cut; the first basket after it has no other.
-        spans = baskets.spans(first)
-        splits[name] = _until_next_cut(spans, baskets, mask) if graded else spans  # type: ignore[index]
-    card = {"valid_cut": valid_cut, "test_cut": test_cut}
-    return Drafts(splits, log.times <= valid_cut, np.ones(len(log), bool), card)
+        found = baskets.edges(baskets.first_of_user(mask))
+        return _until_next_cut(found, baskets, mask) if graded else found
+
+    drafts = _divided(log, masks, edges)
+    return replace(drafts, card={"valid_cut": valid_cut, "test_cut": test_cut})
 
 
-def _until_next_cut(spans: Spans, baskets: _Baskets, mask: NDArray[np.bool_]) -> Spans:
+def _until_next_cut(edges: Edges, baskets: _Baskets, mask: NDArray[np.bool_]) -> Edges:
     """The same records with all baskets of the user in `mask`, not the first alone."""
     places = np.flatnonzero(mask)
-    ends = np.full(int(baskets.users.max()) + 1 if len(baskets.users) else 0, 0, np.int64)
-    ends[baskets.users[places]] = baskets.bounds[places + 1]  # the last write is the user's last basket
-    owner = np.searchsorted(baskets.bounds[:-1], spans.cuts)
-    return _contiguous(spans.starts, spans.cuts, ends[baskets.users[owner]])
+    first_user = int(baskets.users.min(initial=0))
+    ends = np.zeros(int(baskets.users.max(initial=0)) + 1 - first_user, np.int64)
+    # The last write is the user's last basket.
+    ends[baskets.users[places] - first_user] = baskets.bounds[places + 1]
+    starts, cuts, *_ = edges
+    owner = np.searchsorted(baskets.bounds[:-1], cuts)
+    return _contiguous(starts, cuts, ends[baskets.users[owner] - first_user])
 
 
-def _leave_one_out(baskets: _Baskets, settings: SplitSettings) -> Drafts:
+def _leave_one_out(log: Log, settings: SplitSettings) -> Drafts:
     """Each user's last basket is test, the one before it valid, all earlier ones train."""
-    place = baskets.place_from_last
     test_place = 0 if settings.test else -1
     valid_place = test_place + 1 if settings.valid else -1
     last_held_out = max(test_place, valid_place)
-    masks: dict[Split, NDArray[np.bool_]] = {
-        "train": place > last_held_out,
-        "valid": (place == valid_place),
-        "test": (place == test_place),
-    }
-    sizes = np.diff(baskets.bounds)
-    return _whole(int(baskets.bounds[-1]), baskets, masks, np.repeat(masks["train"], sizes))
+
+    def masks(baskets: _Baskets) -> Masks:
+        place = baskets.place_from_last
+        return {"train": place > last_held_out, "valid": place == valid_place, "test": place == test_place}
+
+    return _divided(log, masks, _all_of_them)
 
 
-def _by_user(baskets: _Baskets, settings: SplitSettings) -> Drafts:
+def _by_user(log: Log, settings: SplitSettings) -> Drafts:
     """Users are divided; of a held-out user the last basket is the target."""
-    users = np.unique(baskets.users[baskets.has_past])
+    later = [baskets.users[baskets.has_past] for baskets in (_baskets(log, part) for part in log.chunks())]
+    users = np.unique(np.concatenate(later or [np.empty(0, np.int32)]))
     np.random.default_rng(settings.seed).shuffle(users)
     n_test, n_valid = part_sizes(len(users), settings)
-    last = baskets.place_from_last == 0
-    test, valid = (np.isin(baskets.users, part) for part in (users[:n_test], users[n_test : n_test + n_valid]))
-    masks: dict[Split, NDArray[np.bool_]] = {"train": ~test & ~valid, "valid": valid & last, "test": test & last}
-    trained = np.repeat(masks["train"], np.diff(baskets.bounds))
-    return _whole(int(baskets.bounds[-1]), baskets, masks, trained)
+    where = np.zeros(int(log.users.max(initial=0)) + 1, np.int8)  # 1 test, 2 valid
+    where[users[:n_test]], where[users[n_test : n_test + n_valid]] = 1, 2
+
+    def masks(baskets: _Baskets) -> Masks:
+        last, held_out = baskets.place_from_last == 0, where[baskets.users]
+        return {"train": held_out == 0, "valid": (held_out == 2) & last, "test": (held_out == 1) & last}
+
+    return _divided(log, masks, _all_of_them)
 
 
-def _cold_items(log: Log, baskets: _Baskets, settings: SplitSettings) -> Drafts:
+def _cold_items(log: Log, settings: SplitSettings) -> Drafts:
     """Some items are targets of test or valid alone: no history, and nothing in training, holds them."""
+    baskets = _baskets(log, slice(0, len(log)))
     items = np.unique(log.items)
     np.random.default_rng(settings.seed).shuffle(items)
     n_test, n_valid = part_sizes(len(items), settings)

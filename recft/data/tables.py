@@ -2,6 +2,7 @@
 
 Every value comes as text, stripped of white space at both ends, null where empty; what it means is decided by the
 rules of its table. A batch has the asked columns, `row`, and `flaw` and `flaw_value` where a row is broken as such.
+Columns that may come as whole numbers do so in batches where that says just what the text says (see `plain`).
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import io
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from recft.data.sources import blocks, existing, form_of
+from recft.data.plain import Plain
+from recft.data.sources import ahead, blocks, existing, form_of
 from recft.errors import DataError, problem
 from recft.registry import suggestion
 
@@ -30,6 +32,10 @@ NOT_JSON = "each line is one JSON object"
 _TAKEN = ("row", "flaw", "flaw_value")
 _BATCH_ROWS = 200_000
 _PARQUET_ROWS = 1_000_000
+_WITHIN_INT64 = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32)
+
+_Loose = tuple[pl.DataFrame, Sequence[str]]
+"""A batch, and its columns of text as it stands in the file, with white space around it."""
 
 # Bytes that are no UTF-8 are read as this character, which Unicode keeps free for such inner use, and their value.
 _MARK = "\ufdd0"
@@ -45,7 +51,12 @@ codecs.register_error("recft.mark", _marked)
 
 
 def batches(
-    path: Path, columns: Sequence[str], place: str, separator: str | None = None, nested: Sequence[str] = ()
+    path: Path,
+    columns: Sequence[str],
+    place: str,
+    separator: str | None = None,
+    nested: Sequence[str] = (),
+    whole: Collection[str] = (),
 ) -> Iterator[pl.DataFrame]:
     """The asked columns of a file, batch by batch, in the file's order.
 
@@ -55,6 +66,7 @@ def batches(
         place: the table's key in the recipe, for messages.
         separator: one character; by the ending where absent.
         nested: columns whose lists and objects come as JSON, not as a person would write them.
+        whole: columns that may come as int64, batch by batch: where each value is a whole number, and written so.
 
     Raises:
         DataError: the file or a column is missing, or the file cannot be read at all.
@@ -67,7 +79,7 @@ def batches(
     form = form_of(path, place, separator)
     names = list(dict.fromkeys(columns))
     if form == "parquet":
-        frames = _parquet(path, names, place, nested)
+        frames = _parquet(path, names, place, nested, whole)
     elif form == "jsonl":
         frames = _jsonl(path, names, place, nested)
     else:
@@ -79,18 +91,20 @@ def batches(
                     f"{place}.separator", repr(character), "one character", "rewrite the file with one, such as a tab"
                 )
             )
-        frames = _csv(path, names, place, character)
-    for frame in frames:
-        yield _tidy(frame, names)
+        frames = _csv(path, names, place, character, whole)
+    for frame, loose in frames:
+        yield _tidy(frame, names, loose)
 
 
-def _tidy(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
-    """Values stripped, empty ones null, and rows without any value left out: blank lines are no rows."""
-    clean = [pl.col(name).str.strip_chars().replace("", None) for name in names]
+def _tidy(frame: pl.DataFrame, names: Sequence[str], loose: Sequence[str]) -> pl.DataFrame:
+    """Values of the `loose` columns stripped, empty ones null, and rows without any value left out: blank lines."""
+    frame = frame.with_columns(pl.col(name).str.strip_chars().replace("", None) for name in loose)
     if "flaw" not in frame.columns:
-        nothing = pl.lit(None, dtype=pl.String)
-        frame = frame.with_columns(nothing.alias("flaw"), nothing.alias("flaw_value"))
-    return frame.with_columns(clean).filter(~pl.all_horizontal(pl.col(*names, "flaw").is_null()))
+        # Without a type: a column of nothing takes no memory so.
+        frame = frame.with_columns(flaw=pl.lit(None), flaw_value=pl.lit(None))
+    if not all(frame[name].null_count() for name in names):
+        return frame
+    return frame.filter(~pl.all_horizontal(pl.col(*names, "flaw").is_null()))
 
 
 def _require(names: Sequence[str], found: Sequence[str], path: Path, place: str) -> None:
@@ -111,7 +125,7 @@ def _empty(path: Path, place: str) -> DataError:
     return DataError(problem(f"{place}.path", f"{path.name} is empty", "a header and rows", "check the file"))
 
 
-def _csv(path: Path, names: list[str], place: str, separator: str) -> Iterator[pl.DataFrame]:
+def _csv(path: Path, names: list[str], place: str, separator: str, whole: Collection[str]) -> Iterator[_Loose]:
     """Quick while nothing in the text is quoted, torn or wrongly encoded; from the first block that is, careful."""
     stream = blocks(path, place)
     block = next(stream, b"")
@@ -126,20 +140,34 @@ def _csv(path: Path, names: list[str], place: str, separator: str) -> Iterator[p
     found = [name.strip() for name in found]
     _require(names, found, path, place)
     row = 2
-    for body in itertools.chain([block[end:]], stream):
-        quick = _quick(body, found, names, separator) if _is_plain(body) else None
+    plain = Plain(found, names, separator, whole)
+
+    def read(body: bytes) -> _Loose | None:
+        if not _is_plain(body):
+            return None
+        frame = plain.read(body)
+        if frame is not None:
+            return frame, plain.loose(frame, body)
+        frame = _quick(body, found, names, separator)
+        return None if frame is None else (frame, names)
+
+    bodies = ahead(itertools.chain([block[end:]], stream), read)
+    for body, quick in bodies:
         if quick is None:
-            rest = itertools.chain([header, body], stream)
+            rest = itertools.chain([header, body], (later for later, _ in bodies))
             yield from _careful_csv(rest, names, path, place, separator, first_row=row)
             return
-        yield quick.with_row_index("row", offset=row)
-        row += quick.height
+        frame, loose = quick
+        yield frame.with_row_index("row", offset=row), loose
+        row += frame.height
 
 
 def _is_plain(block: bytes) -> bool:
     """Whether lines and fields are what they look like: no quotes, no lone carriage returns, valid UTF-8."""
-    if b'"' in block or block.count(b"\r") != block.count(b"\r\n"):
+    if b'"' in block or (b"\r" in block and block.count(b"\r") != block.count(b"\r\n")):
         return False
+    if block.isascii():
+        return True
     try:
         block.decode()
     except UnicodeDecodeError:
@@ -163,7 +191,7 @@ def _quick(body: bytes, found: list[str], names: list[str], separator: str) -> p
 
 def _careful_csv(
     stream: Iterator[bytes], names: list[str], path: Path, place: str, separator: str, first_row: int = 2
-) -> Iterator[pl.DataFrame]:
+) -> Iterator[_Loose]:
     """The same through Python's reader: quotes, torn rows and wrong bytes, row by row."""
     csv.field_size_limit(sys.maxsize)  # the default refuses fields over 128 KB
     decoder = codecs.getincrementaldecoder("utf-8")("recft.mark")
@@ -178,7 +206,7 @@ def _careful_csv(
     while chunk := list(itertools.islice(numbered, _BATCH_ROWS)):
         rows = [(row, *_fields(fields, places, len(found))) for row, fields in chunk]
         schema = {"row": pl.UInt32, "flaw": pl.String, "flaw_value": pl.String, **dict.fromkeys(names, pl.String)}
-        yield pl.DataFrame(rows, schema=schema, orient="row")
+        yield pl.DataFrame(rows, schema=schema, orient="row"), names
 
 
 def _fields(fields: list[str], places: list[int], width: int) -> list[str | None]:
@@ -192,7 +220,7 @@ def _fields(fields: list[str], places: list[int], width: int) -> list[str | None
     return [None, None, *values]
 
 
-def _jsonl(path: Path, names: list[str], place: str, nested: Sequence[str]) -> Iterator[pl.DataFrame]:
+def _jsonl(path: Path, names: list[str], place: str, nested: Sequence[str]) -> Iterator[_Loose]:
     lines = (line for block in blocks(path, place) for line in io.BytesIO(block))
     found: dict[str, None] = {}
     rows: list[list[Any]] = []
@@ -204,12 +232,12 @@ def _jsonl(path: Path, names: list[str], place: str, nested: Sequence[str]) -> I
         if row % _BATCH_ROWS == 0:
             # A column that many lines lack may be optional; one that none has is missing.
             _require([name for name in names if found], list(found) or names, path, place)
-            yield pl.DataFrame(rows, schema=schema, orient="row")
+            yield pl.DataFrame(rows, schema=schema, orient="row"), names
             rows = []
     if not row:
         raise _empty(path, place)
     _require(names if found else [], list(found), path, place)
-    yield pl.DataFrame(rows, schema=schema, orient="row")
+    yield pl.DataFrame(rows, schema=schema, orient="row"), names
 
 
 def _object(line: bytes, names: list[str], found: dict[str, None], nested: Sequence[str]) -> list[str | None]:
@@ -261,7 +289,9 @@ def _text(value: object) -> str | None:
     return str(value)
 
 
-def _parquet(path: Path, names: list[str], place: str, nested: Sequence[str]) -> Iterator[pl.DataFrame]:
+def _parquet(
+    path: Path, names: list[str], place: str, nested: Sequence[str], whole: Collection[str]
+) -> Iterator[_Loose]:
     try:
         scan = pl.scan_parquet(path)
         schema = scan.collect_schema()
@@ -275,11 +305,14 @@ def _parquet(path: Path, names: list[str], place: str, nested: Sequence[str]) ->
         ) from error
     _require(names, schema.names(), path, place)
     inner = [name for name in names if name in nested and schema[name].is_nested()]
-    wanted = scan.select(pl.col(name) if name in inner else _as_text(name, schema[name]) for name in names)
+    numbers = [name for name in names if name in whole and schema[name] in _WITHIN_INT64]
+    kinds = {name: pl.col(name) for name in inner} | {name: pl.col(name).cast(pl.Int64) for name in numbers}
+    wanted = scan.select(kinds[name] if name in kinds else _as_text(name, schema[name]) for name in names)
     for start in range(0, max(height, 1), _PARQUET_ROWS):
         part = wanted.slice(start, _PARQUET_ROWS).collect()
         written = [pl.Series(name, [_json(value) for value in part[name].to_list()], pl.String) for name in inner]
-        yield part.with_columns(written).with_row_index("row", offset=start + 1)
+        loose = [name for name in names if name not in numbers]
+        yield part.with_columns(written).with_row_index("row", offset=start + 1), loose
 
 
 def _as_text(name: str, kind: pl.DataType) -> pl.Expr:

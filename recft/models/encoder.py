@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from recft.models.catalogue_likelihood import bodies_of, catalogue_trie, score_c
 from recft.models.generation import generate, generate_free
 from recft.models.passes import passes
 from recft.models.text_model import TextModel
+from recft.models.token_cache import remembered
 from recft.models.tokens import Text
 
 if TYPE_CHECKING:
@@ -99,7 +101,9 @@ def _encode_chunks(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     window = 20_000  # texts tokenized at a time: memory stays flat, and lengths still group well
     pad_id = int(tokenizer.pad_token_id or 0)
+    serving = model.serving
+    rule = {"max_tokens": serving.max_tokens, "head": serving.head, "chat": serving.chat}
     for start in range(0, len(texts), window):
-        tokens = model.serving.tokens(tokenizer, texts[start : start + window])
+        tokens = remembered(tokenizer, texts[start : start + window], rule, partial(model.serving.tokens, tokenizer))
         for one in passes(model, tokens, pad_id, chunk_tokens):
             yield start + one.texts, one.outputs().cpu().numpy()
