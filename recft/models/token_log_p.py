@@ -63,7 +63,7 @@ class _LogP(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, which: Tensor, token: Tensor, base: PreTrainedModel) -> Tensor:
-        weight: Tensor = base.get_output_embeddings().weight  # type: ignore[assignment]
+        weight: Tensor = base.get_output_embeddings().weight
         each = torch.empty(len(which), device=hidden.device)
         slope = torch.ones(len(which), device=hidden.device)
         wanted = bool(ctx.needs_input_grad[0])
