@@ -40,8 +40,10 @@ def settle(environment: MutableMapping[str, str] = os.environ, root: Path = ROOT
     matrix = max(1, min(wanted, cores(root)))
     environment.setdefault("OMP_NUM_THREADS", str(matrix))
     # torch and bitsandbytes each bring an OpenMP runtime: threads that spin while they wait take the cores from the
-    # other one's, which on a busy machine makes k-bit tuning several times slower. Read when torch is first loaded.
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # other one's, which on a busy machine makes k-bit tuning several times slower. Threads that sleep at once wake up
+    # late: a step takes half as long again. So they spin for a fraction of a millisecond. Read when torch is loaded.
+    if "OMP_WAIT_POLICY" not in environment:
+        environment.setdefault("GOMP_SPINCOUNT", "100000")
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "set_num_interop_threads"):
         if torch.get_num_threads() > matrix:

@@ -9,13 +9,13 @@ ids (13 characters a user, 10 an item) one of about 720 MB.
 The same steps are: read the CSV; set aside rows without a user, item or time, of items that the catalogue lacks, and
 with times before 1990 or in the future; drop exact duplicates; sort by user and time; cut at two quantiles of time
 (80%, 90%); write train, valid and test to Parquet and flush them to disk. pandas does just this, as its users would
-who have read its chapter on large data: the columns' types are given (int32 and int64, categories for string ids), its
-reader is the faster of its two for the file (`--engine`), boolean masks do the checks, pyarrow writes. recft's side
-is the verb `prepare` on a recipe, which does the same and besides: hashes the input, keeps file order among equal
-times, tells row and reason of what it sets aside, checks encoding, quoting and torn rows, writes one log with its
-numbered users and items, makes the records of every split (histories and targets), audits them for leakage, counts
-the tokens of all item texts with the base's tokenizer, and writes the card. All of that, and the imports of both
-sides, is in the times.
+who have read its chapter on large data: the columns' types are given (int32 and int64; Arrow-backed `str` for string
+ids, for categories took longer and more memory), its reader is the faster of its two for the file (`--engine`),
+boolean masks do the checks, pyarrow writes. recft's side is the verb `prepare` on a recipe, which does the same and
+besides: hashes the input, keeps file order among equal times, tells row and reason of what it sets aside, checks
+encoding, quoting and torn rows, writes one log with its numbered users and items, makes the records of every split
+(histories and targets), audits them for leakage, counts the tokens of all item texts with the base's tokenizer, and
+writes the card. All of that, and the imports of both sides, is in the times.
 
 Each side runs in a process of its own, in turn; memory is the process's peak (VmHWM). recft's caches are empty at
 every start. The check compares, for both kinds of ids, the rows of every split: their number and the SHA-256 of their
@@ -185,9 +185,9 @@ def of_pandas(folder: Path, engine: Any) -> dict[str, Any]:
     """The same steps in pandas."""
     import pandas as pd
 
-    kind: Any = "int32" if folder.name == "integers" else "category"
+    kind = "int32" if folder.name == "integers" else "str"
     log = pd.read_csv(folder / "log.csv", dtype={"user": kind, "item": kind, "time": "int64"}, engine=engine)
-    catalogue = pd.read_csv(folder / "items.csv", usecols=["id"], dtype={"id": "int32" if kind == "int32" else "str"})
+    catalogue = pd.read_csv(folder / "items.csv", usecols=["id"], dtype={"id": kind})
     sound = log["user"].notna() & log["item"].notna() & log["time"].notna()
     sound &= log["item"].isin(catalogue["id"])
     sound &= log["time"].between(EARLIEST[1], int(time.time()) + 86_400)
