@@ -73,9 +73,14 @@ def score_catalogue(
         check(base, len(chosen[-1]) + int(trie.depth[-1]))
         before = read(base, chosen)
         each = torch.zeros(len(rows), trie.n_nodes)
-        for piece in pieces:
-            found = _log_p_of(base, before, [piece] * len(rows))
-            each[:, torch.from_numpy(piece.child)] = found.view(len(rows), -1).cpu()
+        # Several histories with one piece, or one history with several: either way a pass that is worth it.
+        together = max(1, chunk_tokens // widest) if len(rows) == 1 else 1
+        for start in range(0, len(pieces), together):
+            some = pieces[start : start + together]
+            behind = before.repeated(len(some)) if len(some) > 1 else before
+            found = _log_p_of(base, behind, some * len(rows))
+            child = torch.from_numpy(np.concatenate([piece.child for piece in some]))
+            each[:, child] = found.view(len(rows), -1).cpu()
         scores[rows] = _sums(trie, each)[:, trie.node_of_item].numpy()
     return scores
 

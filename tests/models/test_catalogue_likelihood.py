@@ -233,3 +233,20 @@ def test_a_catalogue_scores_as_its_texts_do_behind_each_body(llama: Llama, tiny_
     texts = [(body, title) for body in BODIES for title in TITLES]
     wanted = encode(TextModel(model, SERVING).eval(), tokenizer, texts)[:, 0].reshape(len(BODIES), -1)
     np.testing.assert_allclose(found[:-1], wanted, rtol=1e-4)
+
+
+def test_one_history_meets_several_pieces_at_once(
+    llama: Llama, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recft.models import catalogue_likelihood
+
+    model, tokenizer = llama(), tokenizer_of(ModelSettings(base=str(tiny_llama)))
+    trie, longest = catalogue_trie(SERVING, tokenizer, TITLES)
+    bodies = bodies_of(SERVING, tokenizer, BODIES[:1], longest)
+    wanted = score_catalogue(model, bodies, trie)
+    monkeypatch.setattr(catalogue_likelihood, "PIECE_TOKENS", 6)
+    calls: list[int] = []
+    model.base_model.register_forward_pre_hook(lambda *_: calls.append(1))
+    found = score_catalogue(model, bodies, trie)
+    assert len(trie.pieces(6)) > 2 and len(calls) == 2, "the body, and all pieces together"
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
