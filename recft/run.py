@@ -20,6 +20,7 @@ __all__ = [
     "RunFolder",
     "atomic_file",
     "atomic_folder",
+    "bound_cache",
     "cache_folder",
     "hash_bytes",
     "hash_file",
@@ -111,6 +112,18 @@ class RunFolder:
 def cache_folder(name: str) -> Path:
     """Where what can be computed again is kept between runs; it may be deleted at any time."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "recft" / name
+
+
+def bound_cache(root: Path, most_bytes: int) -> None:
+    """Removes the files below a cache's folder that were used longest ago, until all together are within the bound."""
+    files = [path for path in root.rglob("[!.]*") if path.is_file()]
+    facts = sorted(((path.stat(), path) for path in files), key=lambda one: one[0].st_mtime_ns)
+    total = sum(stat.st_size for stat, _ in facts)
+    for stat, path in facts:
+        if total <= most_bytes:
+            return
+        path.unlink(missing_ok=True)
+        total -= stat.st_size
 
 
 @contextlib.contextmanager

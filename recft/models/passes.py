@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from recft.models.flex import block_mask
 from recft.models.layout import Family, Layout, families, lay_out
 from recft.models.packed import NOT_FOR_THIS, Before, additive, fault, hidden_of, narrowest_window, read
-from recft.models.text_model import TextModel, chunks_by_length, padded
+from recft.models.text_model import TextModel, chunks_by_length, on, padded
 from recft.models.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -215,8 +215,7 @@ def _predicted(
 
 
 def _on(array: np.ndarray, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return on(torch.from_numpy(np.ascontiguousarray(array)), device)
 
 
 def _takes_layouts(base: PreTrainedModel, tokens: Sequence[Tokens]) -> bool:

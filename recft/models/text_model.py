@@ -18,7 +18,7 @@ from recft.models.tokens import Text, Tokens, cut, tokenize
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Serving", "TextModel", "chunks_by_length", "label_tokens", "padded"]
+__all__ = ["Serving", "TextModel", "chunks_by_length", "label_tokens", "on", "padded"]
 
 PAD_TO = 8
 """Lengths are rounded up to a multiple of this: few different shapes, so that kernels are set up once."""
@@ -253,4 +253,9 @@ def padded(
     }
     lengths = torch.tensor([len(row["input_ids"]) for row in chosen])
     batch["attention_mask"] = (torch.arange(width)[None, :] < lengths[:, None]).long()
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    return {name: on(tensor, device) for name, tensor in batch.items()}
+
+
+def on(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device; to a GPU it is copied while the CPU goes on."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from recft.models.tokens import Text, Tokens
-from recft.run import atomic_file, hash_file
+from recft.run import atomic_file, bound_cache, cache_folder, hash_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -155,7 +155,7 @@ def _rows(arrays: Arrays) -> list[Tokens]:
 
 def _held(key: str, make: Callable[[], Arrays], n_texts: int) -> Arrays:
     """The arrays under a key, from the cache where they are there and whole."""
-    path = _folder() / f"{key}.safetensors"
+    path = cache_folder("tokens") / f"{key}.safetensors"
     found = _read(path, n_texts)
     if found is not None:
         return found
@@ -163,7 +163,7 @@ def _held(key: str, make: Callable[[], Arrays], n_texts: int) -> Arrays:
     if sum(array.nbytes for array in made.values()) <= MOST_FILE_BYTES:
         try:
             _write(path, made)
-            _trim(path)
+            bound_cache(path.parent, MOST_BYTES)
         except OSError:
             pass  # a cache that cannot be written costs time, nothing else
     return made
@@ -204,17 +204,3 @@ def _digest(arrays: Arrays) -> bytes:
         hashed.update(f"{name} {arrays[name].dtype} {arrays[name].shape} ".encode())
         hashed.update(np.ascontiguousarray(arrays[name]).data)
     return hashed.digest()
-
-
-def _trim(newest: Path) -> None:
-    """Deletes the entries that were used longest ago, until the rest is within the bound."""
-    left = MOST_BYTES
-    entries = [(path.stat(), path) for path in newest.parent.glob("*.safetensors")]
-    for stat, path in sorted(entries, key=lambda entry: (entry[1] != newest, -entry[0].st_mtime_ns)):
-        left -= stat.st_size
-        if left < 0 and path != newest:
-            path.unlink(missing_ok=True)
-
-
-def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "recft" / "tokens"

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from recft.models.tokens import Text
-from recft.run import atomic_file, cache_folder
+from recft.run import atomic_file, bound_cache, cache_folder
 
 __all__ = ["known_vectors"]
 
@@ -102,15 +102,4 @@ def _keep(folder: Path, hashes: np.ndarray, vectors: np.ndarray) -> None:
     with contextlib.suppress(OSError):
         with atomic_file(folder / f"{_name(data)}.safetensors") as draft:
             draft.write_bytes(data)
-        _bound(folder.parent)
-
-
-def _bound(root: Path) -> None:
-    """Removes the files that were read longest ago, until all together are within the bound."""
-    files = sorted(((path.stat(), path) for path in root.glob("*/[!.]*.safetensors")), key=lambda one: one[0].st_mtime)
-    total = sum(facts.st_size for facts, _ in files)
-    for facts, path in files:
-        if total <= MOST_BYTES:
-            return
-        path.unlink(missing_ok=True)
-        total -= facts.st_size
+        bound_cache(folder.parent, MOST_BYTES)
