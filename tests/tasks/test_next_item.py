@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from history_toys import ITEMS, RECORDS
 
 from recft import registry
 from recft.data.store import Records
@@ -16,19 +17,6 @@ from recft.training.examples import example_records
 
 TASK = registry.load("recft.tasks", "next-item")
 N_EVENTS = 23
-ITEMS = ["red chair", "黑色 打印机 墨盒", "ＵＳＢ cable 🎒", "oak desk", "oak desk"]
-RECORDS = Records(
-    keys=["u0", "u1"],
-    queries=None,
-    users=np.array([0, 1], np.int32),
-    starts=np.array([0, 5]),
-    cuts=np.array([4, 5]),
-    times=np.array([9, 9]),
-    offsets=np.array([0, 2, 3]),
-    items=np.array([4, 1, 0], np.int32),
-    grades=np.ones(3, np.float32),
-    log_items=np.array([0, 1, 0, 2, 4, 3], np.int32),
-)
 
 
 def positions() -> Records:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from history_toys import ITEMS, RECORDS
 
 from recft import registry
 from recft.data.store import Records
@@ -17,21 +18,6 @@ from recft.models.tokens import cut, tokenize
 from recft.schema import ModelSettings
 
 GOLDEN = Path(__file__).with_name("prompts.json")
-ITEMS = ["red chair", "黑色 打印机 墨盒", "ＵＳＢ cable 🎒", "oak desk", "oak desk"]
-RECORDS = Records(
-    keys=["u0", "u1"],
-    queries=None,
-    users=np.array([0, 1], np.int32),
-    starts=np.array([0, 5]),
-    cuts=np.array([4, 5]),
-    times=np.array([9, 9]),
-    offsets=np.array([0, 2, 3]),
-    items=np.array([4, 1, 0], np.int32),
-    grades=np.array([1, 0, 1], np.float32),
-    log_items=np.array([0, 1, 0, 2, 4, 3], np.int32),
-    log_times=np.arange(6),
-    log_ratings=np.array([5, 2, 1, 4, 5, 3], np.float32),
-)
 ASKED = replace(
     RECORDS,
     queries=["红色 椅子?", '[{"role":"user","content":"hi 🎒"},{"role":"assistant","content":"yes?"}]'],

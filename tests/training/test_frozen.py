@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from step_toys import Work, work_of
+from step_toys import assert_close as assert_gradients
 from torch import Tensor
 
-from recft import registry
-from recft.data.store import Store
 from recft.models import hidden_store
-from recft.models.base import tokenizer_of
 from recft.models.blocks import blocks_of, checkpoint_blocks
 from recft.models.bottom import Bottom
 from recft.models.hidden_store import HiddenStore
-from recft.prepare import prepare
 from recft.recipe import Recipe
-from recft.training import assemble, checkpoint, loop
-from recft.training.assemble import Tuned, load_adapter
-from recft.training.servings import servings_of
-from recft.training.step import Gradients, Sums, gradients
+from recft.training import checkpoint, loop
+from recft.training.assemble import load_adapter
+from recft.training.step import Sums
 from recft.tune import tune
 
 ToyRecipe = Callable[..., Recipe]
@@ -41,51 +36,12 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass
-class One:
-    """A single process."""
-
-    num_processes: int = 1
-    process_index: int = 0
-
-    def reduce(self, tensor: Tensor, reduction: str = "sum") -> Tensor:
-        return tensor
-
-
-@dataclass(frozen=True)
-class Work:
-    """A batch and what its gradients are computed with."""
-
-    tuned: Tuned
-    texts: Sequence[Any]
-    loss: Callable[[Tensor], Tensor]
-
-    def run(self, bottom: Bottom | None = None, micro_batch: int = 64) -> tuple[Sums, dict[str, Tensor]]:
-        """The sums and every parameter's gradient."""
-        parameters = {**self.tuned.attached.parameters(), **self.tuned.heads}
-        for parameter in parameters.values():
-            parameter.grad = None
-        model = self.tuned.model.train()
-        work = Gradients(model, self.tuned.tokenizer, lambda: None, One(), seed=5, bottom=bottom)
-        sums = gradients(work, self.texts, self.loss, micro_batch)
-        return sums, {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
-
-
 @pytest.fixture
 def work(toy_recipe: ToyRecipe, tmp_path: Path) -> Callable[..., Work]:
     def make(task: str, kind: str = "encoder", method: str = "lora", dropout: float = 0.0, **sections: Any) -> Work:
         settings = {"name": method, **METHODS[method], **UPPER}
         recipe = toy_recipe(task, kind, settings, tune={"dropout": dropout}, **sections)
-        store: Store = prepare(recipe, tmp_path / "data")
-        member = registry.load("recft.tasks", task)
-        servings = servings_of([(recipe, store.item_ids)], tokenizer_of(recipe.model))
-        tuned = assemble.new(recipe, servings, 4, (), torch.device("cpu"))
-        with torch.no_grad():  # away from B = 0, where A has no gradient
-            for number, parameter in enumerate(tuned.attached.parameters().values()):
-                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.1)
-        rows = np.arange(6)
-        batch = member.batch(recipe.task, store.records("train"), rows, store.item_texts, np.random.default_rng(0))
-        return Work(tuned, batch.texts, lambda outputs: member.loss(recipe.task, outputs, batch))
+        return work_of(recipe, tmp_path / "data")
 
     return make
 
@@ -106,11 +62,7 @@ def below(tmp_path: Path) -> Iterator[Callable[..., Bottom]]:
 
 def assert_close(found: tuple[Sums, dict[str, Tensor]], expected: tuple[Sums, dict[str, Tensor]]) -> None:
     assert found[0].loss == pytest.approx(expected[0].loss, rel=1e-5) and found[0].n_tokens == expected[0].n_tokens
-    assert found[1].keys() == expected[1].keys() and expected[1]
-    for name, grad in expected[1].items():
-        assert grad.any(), f"{name} has no gradient: nothing is compared"
-        difference = (found[1][name] - grad).norm() / grad.norm()
-        assert difference < 1e-5, f"{name}: {difference:.1e}"
+    assert_gradients(found[1], expected[1])
 
 
 def assert_equal(found: tuple[Sums, dict[str, Tensor]], expected: tuple[Sums, dict[str, Tensor]]) -> None:
@@ -181,11 +133,11 @@ def test_every_tasks_loss_and_gradients_are_those_without(
     job = work(task, kind)
     expected = job.run()
     bottom = below(job)
-    first = job.run(bottom)
+    first = job.run(bottom=bottom)
     assert_close(first, expected)
     calls = counted(job, monkeypatch)
-    assert_equal(job.run(bottom), first)
-    assert_close(job.run(bottom, micro_batch=2), expected)
+    assert_equal(job.run(bottom=bottom), first)
+    assert_close(job.run(2, bottom=bottom), expected)
     assert calls == [0], "a lower block was called for texts that are stored"
 
 
@@ -199,12 +151,12 @@ def test_every_methods_gradients_are_those_without_half_of_the_texts_stored_too(
     job = work("purchase", kind, method, model={"quantization": quantization})
     bottom = below(job)
     expected = job.run()
-    Work(job.tuned, job.texts[::2], lambda outputs: outputs.sum()).run(bottom)
+    Work(job.tuned, job.texts[::2], lambda outputs: outputs.sum()).run(bottom=bottom)
     assert len(bottom._store) == len(job.texts[::2])
-    found = job.run(bottom)
+    found = job.run(bottom=bottom)
     assert_close(found, expected)
     assert len(bottom._store) == len(job.texts)
-    assert_equal(job.run(bottom), found)
+    assert_equal(job.run(bottom=bottom), found)
 
 
 def test_texts_of_every_script_have_places_of_their_own(
@@ -215,7 +167,9 @@ def test_texts_of_every_script_have_places_of_their_own(
     expected = Work(job.tuned, texts, lambda outputs: (outputs[:, :7] * torch.arange(1, 8)).sum()).run()
     bottom = below(job)
     for _ in range(2):
-        assert_close(Work(job.tuned, texts, lambda o: (o[:, :7] * torch.arange(1, 8)).sum()).run(bottom), expected)
+        assert_close(
+            Work(job.tuned, texts, lambda o: (o[:, :7] * torch.arange(1, 8)).sum()).run(bottom=bottom), expected
+        )
 
 
 def test_dropout_of_the_adapter_is_the_same_over_stored_texts(
@@ -224,9 +178,9 @@ def test_dropout_of_the_adapter_is_the_same_over_stored_texts(
     job = work("retrieval", dropout=0.5)
     bottom = below(job)
     expected = job.run(micro_batch=2)
-    first = job.run(bottom, 2)
+    first = job.run(2, bottom=bottom)
     assert_close(first, expected)
-    assert_equal(job.run(bottom, 2), first)
+    assert_equal(job.run(2, bottom=bottom), first)
 
 
 def test_it_goes_with_blocks_that_are_computed_again(work: Callable[..., Work], below: Callable[..., Bottom]) -> None:
@@ -235,7 +189,7 @@ def test_it_goes_with_blocks_that_are_computed_again(work: Callable[..., Work], 
     checkpoint_blocks(job.tuned.model.base)
     bottom = below(job)
     for _ in range(2):
-        assert_close(job.run(bottom), expected)
+        assert_close(job.run(bottom=bottom), expected)
 
 
 def test_a_damaged_store_and_a_full_one_give_the_same_gradients(
@@ -243,16 +197,16 @@ def test_a_damaged_store_and_a_full_one_give_the_same_gradients(
 ) -> None:
     job = work("retrieval", "causal")
     expected = job.run()
-    job.run(below(job, "damaged"))
+    job.run(bottom=below(job, "damaged"))
     numbers = tmp_path / "damaged" / "states.bin"
     raw = bytearray(numbers.read_bytes())
     raw[::997] = bytes(0xFF ^ byte for byte in raw[::997])
     numbers.write_bytes(raw)
-    assert_close(job.run(below(job, "damaged")), expected)
+    assert_close(job.run(bottom=below(job, "damaged")), expected)
     for most_bytes in (0, len(raw) * 2 // 3):
         small = below(job, f"small-{most_bytes}", most_bytes)
         for _ in range(2):
-            assert_close(job.run(small, 2), expected)
+            assert_close(job.run(2, bottom=small), expected)
         store = small._store
         assert store.full and store.n_bytes <= most_bytes and bool(most_bytes) == bool(len(store))
 
