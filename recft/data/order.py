@@ -7,13 +7,14 @@ sorted as they are, with the same result.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from recft.models import machine
 
 __all__ = [
     "CACHED_ROWS",
@@ -41,8 +42,8 @@ CACHED_ROWS = 1 << 17
 
 
 def threads() -> ThreadPoolExecutor:
-    """A pool with a thread for each core that this process may use; numpy lets others run while it works."""
-    return ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
+    """A pool with as many threads as this process can run at once; numpy lets others run while it works."""
+    return ThreadPoolExecutor(machine.threads())
 
 
 def row_type(rows: int) -> type[np.integer[Any]]:
