@@ -1,16 +1,18 @@
 """Where some columns stand in rows of scores, and the first places of each row.
 
-A few rows are done with at a time, while they lie in the processor's cache, and several threads take rows of their own.
-Nothing is sorted whole: what stands above a column is counted, and the first places are sought among the scores that
-reach a bound which is surely not above the last of them.
+A few rows are done with at a time, while they lie in the processor's cache; of wide rows several threads take some
+each. Nothing is sorted whole: the first places are sought among the scores that reach a bound which is surely not above
+the last of them, and what stands above a column is counted, in the whole row only where it does not reach the bound.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,11 +23,11 @@ __all__ = ["Standing", "hidden", "standing"]
 GROUP_SCORES = 1 << 17
 """Scores that are done with at a time: 512 KiB of float32, which stay in a core's cache."""
 
-MOST_COUNTED = 12
-"""A row is passed over once or twice for each of so many columns; with more of them it is sorted."""
+MOST_COUNTED = 16
+"""A row is passed over twice for each of so many columns; with more of them it is sorted."""
 
-PARALLEL_SCORES = 1 << 20
-"""From so many scores on, several threads are worth starting."""
+PARALLEL_COLUMNS = 1 << 19
+"""From so many columns on a pass over a row takes longer than a thread waits for the interpreter's lock."""
 
 SHARES = (64, 32, 16, 8, 4)
 """How many columns may share one maximum where a bound for the first places is sought."""
@@ -88,96 +90,87 @@ def standing(scores: np.ndarray, rows: np.ndarray, columns: np.ndarray, depth: i
     """
     scores = np.ascontiguousarray(scores)
     n_rows, n_columns = scores.shape
-    depth = min(depth, n_columns)
+    size = max(1, GROUP_SCORES // max(n_columns, 1))
+    starts = range(0, n_rows, size)
+    ends = np.searchsorted(rows, [*starts, n_rows])
+    own = scores[rows, columns]
     found = Standing(
         np.zeros(len(rows), np.int64),
         np.zeros(len(rows), np.int64),
-        np.full((n_rows, depth), -1, np.int64),
-        np.full((n_rows, depth), -np.inf, np.float32),
+        np.full((n_rows, min(depth, n_columns)), -1, np.int64),
+        np.full((n_rows, min(depth, n_columns)), -np.inf, np.float32),
     )
-    size = max(1, GROUP_SCORES // max(n_columns, 1))
-    starts = range(0, n_rows, size)
-    bounds = np.searchsorted(rows, [*starts, n_rows])
 
-    def work(groups: Sequence[int]) -> bool:
-        return all(_fill(found, scores, rows, columns, starts[i], size, slice(*bounds[i : i + 2])) for i in groups)
+    def work(group: int) -> _Reached | None:
+        start, pairs = starts[group], slice(*ends[group : group + 2])
+        part = scores[start : start + size]
+        reached = _reaching(part, found.top.shape[1], start)
+        if reached is not None:
+            counted = pairs.start + np.flatnonzero(~(own[pairs] >= reached.sure[rows[pairs] - start]))
+            _count(found, part, counted, rows[counted] - start, own[counted])
+        return reached
 
-    if threads > 1 and scores.size >= PARALLEL_SCORES:
-        shares = [range(first, len(starts), threads) for first in range(threads)]
+    if threads > 1 and n_columns >= PARALLEL_COLUMNS:
         with ThreadPoolExecutor(threads) as pool:
-            whole = all(list(pool.map(work, shares)))
+            groups = list(pool.map(work, range(len(starts))))
     else:
-        whole = work(range(len(starts)))
-    if not whole:
+        groups = list(map(work, range(len(starts))))
+    whole = [group for group in groups if group is not None]
+    if len(whole) < len(groups):
         refuse_nan(scores)
+    if whole:
+        _order(found, _Reached(*map(np.concatenate, zip(*whole, strict=True))), n_columns, rows, columns, own)
     return found
 
 
-def _fill(
-    found: Standing, scores: np.ndarray, rows: np.ndarray, columns: np.ndarray, start: int, size: int, pairs: slice
-) -> bool:
-    """Writes what is found of a few rows; False where one of their scores is not a number."""
-    part = scores[start : start + size]
-    depth = found.top.shape[1]
-    best, bound = _bounds(part, depth)
-    if np.isnan(best).any():
-        return False
-    if depth:
-        rest = slice(start, start + len(part))
-        found.top[rest], found.top_scores[rest] = _first(part, bound, depth)
-    if pairs.start < pairs.stop:
-        found.greater[pairs], found.tied[pairs] = _counted(part, rows[pairs] - start, columns[pairs])
-    return True
+class _Reached(NamedTuple):
+    """What reaches a bound in some rows.
 
-
-def _bounds(part: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's highest score, NaN where one is none, and a finite bound that `depth` of its scores reach, (g,).
-
-    The bound is the depth-th highest of the maxima of columns that share one: as many scores reach it at least.
+    Attributes:
+        rows: of each score that does, ascending, (n,).
+        columns: ascending within a row, (n,).
+        values: the scores, (n,).
+        sure: of each row: all its scores that are not below this are among these; NaN where that is not known.
     """
-    n_columns = part.shape[1]
+
+    rows: np.ndarray
+    columns: np.ndarray
+    values: np.ndarray
+    sure: np.ndarray
+
+
+def _reaching(part: np.ndarray, depth: int, start: int) -> _Reached | None:
+    """The first `depth` places of a few rows, of which the first is `start`, and those that reach a bound besides.
+
+    The bound is the depth-th highest of the maxima of columns that share one: as many scores reach it at least. None
+    where a score is not a number.
+    """
+    n_rows, n_columns = part.shape
     share = next((share for share in SHARES if n_columns // share >= 4 * depth), 1) if n_columns else 1
     width = n_columns // share
-    maxima = part[:, : width * share].reshape(len(part), share, width).max(axis=1) if share > 1 else part
+    maxima = part[:, : width * share].reshape(n_rows, share, width).max(axis=1) if share > 1 else part
     if width * share < n_columns:
         maxima = np.concatenate([maxima, part[:, width * share :]], axis=1)
-    best = maxima.max(axis=1, initial=-np.inf)
+    if np.isnan(maxima).any():
+        return None
+    unknown = np.full(n_rows, np.nan, part.dtype)
     if not depth:
-        return best, best
+        none = np.zeros(0, np.int64)
+        return _Reached(none, none, part[:0, :0].ravel(), unknown)
     place = maxima.shape[1] - depth
-    bound = np.partition(maxima, place, axis=1)[:, place]
     # What scores -inf is never among the first places.
-    return best, np.maximum(bound, np.finfo(part.dtype).min)
+    bound = np.maximum(np.partition(maxima, place, axis=1)[:, place], np.finfo(part.dtype).min)
+    places = np.flatnonzero(part >= bound[:, None])
+    if len(places) <= 4 * depth * n_rows:
+        rows, columns = np.divmod(places, n_columns) if n_rows > 1 else (np.zeros_like(places), places)
+        return _Reached(rows + start, columns, part.ravel()[places], bound)
+    # Many equal scores, as counts of words or of purchases have: of these no more than are wanted.
+    chosen = [_first_of_row(row, limit, depth) for row, limit in zip(part, bound, strict=True)]
+    rows, columns = np.repeat(np.arange(n_rows), [len(one) for one in chosen]), np.concatenate(chosen)
+    return _Reached(rows + start, columns, part[rows, columns], unknown)
 
 
-def _first(part: np.ndarray, bound: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """Columns and scores of the first places of each row, (g, depth) each."""
-    top = np.full((len(part), depth), -1, np.int64)
-    values = np.full((len(part), depth), -np.inf, np.float32)
-    rows, columns = _reaching(part, bound, depth)
-    scores = part[rows, columns]
-    # Columns ascend within a row, and the sort is stable: equal scores stand by number.
-    order = np.lexsort((-scores, rows))
-    rows = rows[order]
-    place = np.arange(len(rows)) - np.searchsorted(rows, np.arange(len(part)))[rows]
-    kept = place < depth
-    top[rows[kept], place[kept]] = columns[order][kept]
-    values[rows[kept], place[kept]] = scores[order][kept]
-    return top, values
-
-
-def _reaching(part: np.ndarray, bound: np.ndarray, depth: int) -> Places:
-    """The places that reach their row's bound, row by row; of equal scores no more than are wanted."""
-    reached = np.flatnonzero(part >= bound[:, None])
-    if len(reached) <= 4 * depth * len(part):
-        rows, columns = np.divmod(reached, part.shape[1]) if len(part) > 1 else (np.zeros_like(reached), reached)
-        return rows, columns
-    # Many equal scores, as counts of words or of purchases have.
-    chosen = [_reaching_one(row, limit, depth) for row, limit in zip(part, bound, strict=True)]
-    return np.repeat(np.arange(len(part)), [len(one) for one in chosen]), np.concatenate(chosen)
-
-
-def _reaching_one(row: np.ndarray, bound: float, depth: int) -> np.ndarray:
+def _first_of_row(row: np.ndarray, bound: float, depth: int) -> np.ndarray:
     """The columns of one row's first places, ascending: above the last place's score, and the first that equal it."""
     above = np.flatnonzero(row > bound)
     if len(above) >= depth:
@@ -187,32 +180,58 @@ def _reaching_one(row: np.ndarray, bound: float, depth: int) -> np.ndarray:
     return np.sort(np.concatenate([above, equal]))
 
 
-def _counted(part: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many scores of its row are above each column's, and how many equal it, (p,) each."""
-    own = part[rows, columns]
-    greater, tied = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
-    bounds = np.searchsorted(rows, np.arange(len(part) + 1))
-    sizes = np.diff(bounds)
-    for row in np.flatnonzero(sizes > MOST_COUNTED):
-        pairs = slice(*bounds[row : row + 2])
-        greater[pairs], tied[pairs] = _by_sorting(part[row], own[pairs])
-    few = np.flatnonzero((sizes > 0) & (sizes <= MOST_COUNTED))
-    limit, above = np.zeros((len(part), 1), part.dtype), np.empty(part.shape, bool)
-    for number in range(int(sizes[few].max(initial=0))):
-        asked = few[sizes[few] > number]
-        pair = bounds[asked] + number
-        limit[asked, 0] = own[pair]
-        greater[pair] = _row_sums(np.greater(part, limit, out=above))[asked]
-        tied[pair] = _row_sums(np.greater_equal(part, limit, out=above))[asked] - greater[pair]
-    return greater, tied
+def _order(
+    found: Standing, reached: _Reached, n_columns: int, rows: np.ndarray, columns: np.ndarray, own: np.ndarray
+) -> None:
+    """Writes the first places, and where those columns stand that are surely among what is reached."""
+    n_rows, depth = found.top.shape
+    order = _descending(reached.rows, reached.values)
+    row, value = reached.rows[order], reached.values[order]
+    number = np.arange(len(order))
+    starts = np.searchsorted(row, np.arange(n_rows))
+    place = number - starts[row]
+    shown = np.flatnonzero(place < depth)
+    found.top[row[shown], place[shown]] = reached.columns[order[shown]]
+    found.top_scores[row[shown], place[shown]] = value[shown]
+
+    sure = np.flatnonzero(own >= reached.sure[rows])
+    at = np.empty(len(order), np.int64)
+    at[order] = number
+    at = at[np.searchsorted(reached.rows * n_columns + reached.columns, rows[sure] * n_columns + columns[sure])]
+    fresh = np.flatnonzero(np.append(True, (row[1:] != row[:-1]) | (value[1:] != value[:-1]))[: len(row)])
+    equals = np.searchsorted(fresh, at, side="right") - 1  # the equal scores that each of them belongs to
+    found.greater[sure] = place[fresh[equals]]
+    found.tied[sure] = np.diff(fresh, append=len(row))[equals]
 
 
-def _row_sums(mask: np.ndarray) -> np.ndarray:
-    """How many of each row are true, (g,)."""
-    if len(mask) == 1:
-        return np.array([np.count_nonzero(mask)])
-    sums: np.ndarray = np.add.reduce(mask.view(np.int8), axis=1, dtype=np.int32)
-    return sums
+def _descending(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The order by row, highest value first, equal ones as they stand."""
+    order = np.argsort(-values, kind="stable")
+    # Few different numbers, sorted by their digits.
+    narrow = rows.astype(np.uint16) if len(rows) and rows[-1] < 1 << 16 else rows
+    return order[np.argsort(narrow[order], kind="stable")]
+
+
+def _count(found: Standing, part: np.ndarray, pairs: np.ndarray, rows: np.ndarray, own: np.ndarray) -> None:
+    """Writes how many scores of its row are above each pair's own, and how many equal it.
+
+    Args:
+        found: where it is written.
+        part: some rows of scores.
+        pairs: their numbers, (p,).
+        rows: of each, ascending.
+        own: the score of each.
+    """
+    above = np.empty(part.shape[1], bool)
+    for first, after in pairwise([0, *(np.flatnonzero(rows[1:] != rows[:-1]) + 1).tolist(), len(rows)]):
+        if after - first > MOST_COUNTED:
+            some = pairs[first:after]
+            found.greater[some], found.tied[some] = _by_sorting(part[rows[first]], own[first:after])
+            continue
+        for pair in range(first, after):
+            row, score = part[rows[pair]], own[pair]
+            found.greater[pairs[pair]] = np.count_nonzero(np.greater(row, score, out=above))
+            found.tied[pairs[pair]] = np.count_nonzero(np.equal(row, score, out=above))
 
 
 def _by_sorting(row: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

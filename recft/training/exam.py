@@ -218,9 +218,9 @@ class _Latest:
         if self._found is not None and self._rows is not None and self._rows() is rows:
             return self._found
         self._found = None  # not two at a time
-        self._found = self._compute(rows)
-        self._rows = weakref.ref(rows, self._forget)
-        return self._found
+        found = self._compute(rows)
+        self._rows, self._found = weakref.ref(rows, self._forget), found
+        return found
 
     def _forget(self, rows: weakref.ref[np.ndarray]) -> None:
         if rows is self._rows:

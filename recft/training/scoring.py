@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ import numpy as np
 from recft import registry
 from recft.metrics import _base as metrics
 from recft.metrics._ranks import gains, ranks_of_pairs
-from recft.training.block_ranking import BlockRanking, candidates_of
-from recft.training.exam import Encode, Exam, System, blocks, model_system
+from recft.training.ahead import Ahead
+from recft.training.block_ranking import BlockRanking, Candidates, candidates_of
+from recft.training.exam import Encode, Exam, System, blocks, model_system, need_block
 
 if TYPE_CHECKING:
     from recft.data.store import Records
@@ -69,10 +71,18 @@ def score_all(exam: Exam, systems: Mapping[str, System]) -> dict[str, Scored]:
     judged = any(_metric(name, "ranking").of_judged for name in exam.names)
     threads = torch.get_num_threads()
     rankings = {name: BlockRanking(exam, system, depth, judged) for name, system in systems.items()}
-    for part in blocks(np.arange(len(exam.records)), len(exam.items)):
-        candidates = candidates_of(exam, part)
-        for ranking in rankings.values():
-            ranking.add(part, candidates, threads)
+    parts = blocks(np.arange(len(exam.records)), len(exam.items))
+
+    def computed(number: int) -> tuple[Candidates, dict[str, np.ndarray]]:
+        part = parts[number]
+        return candidates_of(exam, part), {name: need_block(exam, system)(part) for name, system in systems.items()}
+
+    # Ranking is one thread's work: the other cores compute the next scores.
+    with contextlib.closing(Ahead(computed, len(parts), threads > 1)) as ahead:
+        for number, part in enumerate(parts):
+            candidates, scores = ahead.take(number)
+            for name, ranking in rankings.items():
+                ranking.add(part, scores.pop(name), candidates, threads)
     found = {}
     for name in systems:
         done = rankings.pop(name)  # one at a time: what is put together is as large as its parts

@@ -70,7 +70,7 @@ def test_a_wide_catalogue(values: int, depth: int) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_do_not_change_what_is_found(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_places, "PARALLEL_SCORES", 1)
+    monkeypatch.setattr(_places, "PARALLEL_COLUMNS", 1)
     monkeypatch.setattr(_places, "GROUP_SCORES", 400)
     same(*drawn(1, 31, 200, 15, 0), 9, threads)
     scores, rows, columns = drawn(1, 31, 200, 15, 0)
