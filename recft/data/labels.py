@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from recft.data.interactions import Kept
 from recft.data.judgements import Judgements
+from recft.data.order import CACHED_ROWS, taken
 from recft.data.splits import Drafts, QueryDraft, Spans
 from recft.data.store import SPLITS, Log, Named, Records, Split, kept_columns
 from recft.data.texts import Texts
@@ -81,14 +82,14 @@ def event_records(
             offsets, items, grades = sample.beside(spans, offsets, items)
         _shuffle(offsets, _generator(seed, split, 0), items, grades)
         first = spans.first
-        users = log.users[first]
+        users = taken(log.users, first)
         records[split] = Records(
             Named(user_ids, users),
             None,
             users,
             spans.starts,
             spans.cuts,
-            log.times[first],
+            taken(log.times, first),
             offsets,
             items,
             grades,
@@ -106,16 +107,23 @@ def _generator(seed: int, split: Split, purpose: int) -> np.random.Generator:
 
 def _shuffle(offsets: NDArray[np.int64], rng: np.random.Generator, *columns: NDArray[Any]) -> None:
     """Puts the pairs' columns in an order that is random within each record and keeps the records."""
-    sizes = np.diff(offsets)
-    several = sizes > 1
     # A record of one pair has one order; most records of a large log are such.
-    if not several.any():
+    several = _several(offsets)
+    if not len(several):
         return
-    owner = np.repeat(np.flatnonzero(several), sizes[several])
-    moved = np.flatnonzero(np.repeat(several, sizes))
+    sizes = offsets[several + 1] - offsets[several]
+    owner = np.repeat(several, sizes)
+    moved = np.arange(len(owner)) + np.repeat(offsets[several] - np.cumsum(sizes) + sizes, sizes)
     order = moved[np.lexsort((rng.random(len(moved)), owner))]
     for column in columns:
         column[moved] = column[order]
+
+
+def _several(offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The records of more than one pair, ascending."""
+    starts = range(0, len(offsets) - 1, CACHED_ROWS)
+    parts = (np.flatnonzero(np.diff(offsets[start : start + CACHED_ROWS + 1]) > 1) + start for start in starts)
+    return np.concatenate([np.zeros(0, np.int64), *parts])
 
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]
@@ -123,7 +131,7 @@ Pairs = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]
 
 def _pairs(log: Log, spans: Spans, labels: LabelSettings) -> Pairs:
     """offsets, items and grades of the targets; an item that a record meets twice counts as it was met first."""
-    items = log.items[spans.rows]
+    items = taken(log.items, spans.rows)
     least = labels.at_least
     if log.ratings is None or (least is None and not labels.stars):
         return spans.offsets, items, np.ones(len(items), np.float32)

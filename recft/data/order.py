@@ -26,6 +26,7 @@ __all__ = [
     "firsts",
     "kth",
     "row_type",
+    "taken",
     "threads",
     "without",
 ]
@@ -108,6 +109,16 @@ def first_meetings(users: NDArray[np.int32], items: NDArray[np.int32], parts: It
     with threads() as pool:
         list(pool.map(of, parts))
     return met
+
+
+def taken(values: NDArray[T], rows: Rows) -> NDArray[T]:
+    """`values[rows]`, by several threads."""
+    found = np.empty(len(rows), values.dtype)
+    parts = [slice(start, start + CACHED_ROWS) for start in range(0, len(rows), CACHED_ROWS)]
+    with threads() as pool:
+        # `raise` would fill a copy first.
+        list(pool.map(lambda part: np.take(values, rows[part], out=found[part], mode="clip"), parts))
+    return found
 
 
 def kth(values: Ints, places: Sequence[int]) -> list[int]:

@@ -7,6 +7,7 @@ before its basket, so a basket never sees itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -147,12 +148,26 @@ def _contiguous(starts: Rows, cuts: Rows, ends: Rows) -> Edges:
     return [starts, cuts, ends, rows.astype(cuts.dtype)]
 
 
-def _spans(edges: Edges) -> Spans:
-    starts, cuts, ends, rows = edges
-    offsets = np.zeros(len(cuts) + 1, np.int64)
-    np.subtract(ends, cuts, out=offsets[1:])
-    np.cumsum(offsets, out=offsets)
-    return Spans(starts, cuts, ends, offsets, rows)
+def _spans(parts: list[Edges], pool: Executor, kind: type[np.integer[Any]]) -> Spans:
+    """The parts' records end to end; a part is let go once it is copied."""
+    ends = np.cumsum([(len(cuts), len(rows)) for _, cuts, _, rows in parts], axis=0) if parts else np.zeros((1, 2), int)
+    n_records, n_rows = ends[-1].tolist()
+    found = Spans(
+        *(np.empty(n_records, kind) for _ in range(3)), np.zeros(n_records + 1, np.int64), np.empty(n_rows, kind)
+    )
+
+    def put(number: int) -> None:
+        starts, cuts, until, rows = parts[number]
+        parts[number] = []
+        record, row = ends[number] - (len(cuts), len(rows))
+        here = slice(record, record + len(cuts))
+        found.starts[here], found.cuts[here], found.ends[here] = starts, cuts, until
+        np.cumsum(until - cuts, out=found.offsets[1:][here])
+        found.offsets[1:][here] += row
+        found.rows[row : row + len(rows)] = rows
+
+    list(pool.map(put, range(len(parts))))
+    return found
 
 
 def split_events(log: Log, settings: SplitSettings, graded: bool) -> Drafts:
@@ -244,14 +259,9 @@ def _divided(
 
     with threads() as pool:
         parts = list(pool.map(of, log.chunks(CACHED_ROWS)))
-    trained = np.concatenate([mask for _, mask in parts] or [np.empty(0, bool)])
-    splits = {split: _spans(_joined([edges[split] for edges, _ in parts])) for split in SPLITS}
+        trained = np.concatenate([mask for _, mask in parts] or [np.empty(0, bool)])
+        splits = {split: _spans([edges.pop(split) for edges, _ in parts], pool, row_type(len(log))) for split in SPLITS}
     return Drafts(splits, trained, np.ones(len(log), bool))
-
-
-def _joined(parts: list[Edges]) -> Edges:
-    """The parts end to end; each column of theirs is let go once it is copied."""
-    return [np.concatenate([part.pop(0) for part in parts] or [np.empty(0, np.int32)]) for _ in range(4)]
 
 
 def _all_of_them(baskets: _Baskets, split: Split, mask: NDArray[np.bool_]) -> Edges:  # noqa: ARG001 (of any split)

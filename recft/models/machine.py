@@ -10,6 +10,7 @@ Nothing here imports torch: threads are settled before it is loaded, and again w
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import os
 import sys
@@ -25,6 +26,9 @@ FROM_THE_USER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 OWN_POOLS = ("POLARS_MAX_THREADS", "RAYON_NUM_THREADS")
 """Read once by libraries with pools of their own: polars, and tokenizers."""
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+"""Options of glibc's `mallopt`."""
 
 
 def settle(environment: MutableMapping[str, str] = os.environ, root: Path = ROOT) -> None:
@@ -45,6 +49,10 @@ def settle(environment: MutableMapping[str, str] = os.environ, root: Path = ROOT
     # on an idle machine, and three times slower on a busy one. Read when torch is loaded.
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", "10000")
+    # Freed memory that went back to the system would be wiped and mapped anew, page by page, in every step.
+    environment.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch takes what is large in pages of 2 MiB
+    if not any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in environment):
+        _keep_freed_memory(matrix)
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "set_num_interop_threads"):
         if torch.get_num_threads() > matrix:
@@ -52,6 +60,14 @@ def settle(environment: MutableMapping[str, str] = os.environ, root: Path = ROOT
         if torch.get_num_interop_threads() > matrix:
             with contextlib.suppress(RuntimeError):  # they have been set, or have begun to work
                 torch.set_num_interop_threads(matrix)
+
+
+def _keep_freed_memory(threads: int) -> None:
+    """Lets glibc's allocator use up to 256 MiB of freed memory again, in as many arenas as there are threads."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another system's allocator
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((M_MMAP_THRESHOLD, 64 << 20), (M_TRIM_THRESHOLD, 256 << 20), (M_ARENA_MAX, threads)):
+            mallopt(option, value)
 
 
 def _wanted(environment: MutableMapping[str, str]) -> int:
