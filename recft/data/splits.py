@@ -152,17 +152,17 @@ def _spans(parts: list[Edges], pool: Executor, kind: type[np.integer[Any]]) -> S
     """The parts' records end to end; a part is let go once it is copied."""
     ends = np.cumsum([(len(cuts), len(rows)) for _, cuts, _, rows in parts], axis=0) if parts else np.zeros((1, 2), int)
     n_records, n_rows = ends[-1].tolist()
-    found = Spans(
-        *(np.empty(n_records, kind) for _ in range(3)), np.zeros(n_records + 1, np.int64), np.empty(n_rows, kind)
-    )
+    starts, cuts, until = (np.empty(n_records, kind) for _ in range(3))
+    found = Spans(starts, cuts, until, np.zeros(n_records + 1, np.int64), np.empty(n_rows, kind))
 
     def put(number: int) -> None:
-        starts, cuts, until, rows = parts[number]
+        *edges, rows = parts[number]
         parts[number] = []
-        record, row = ends[number] - (len(cuts), len(rows))
-        here = slice(record, record + len(cuts))
-        found.starts[here], found.cuts[here], found.ends[here] = starts, cuts, until
-        np.cumsum(until - cuts, out=found.offsets[1:][here])
+        record, row = ends[number] - (len(edges[0]), len(rows))
+        here = slice(record, record + len(edges[0]))
+        for whole, edge in zip((starts, cuts, until), edges, strict=True):
+            whole[here] = edge
+        np.cumsum(edges[2] - edges[1], out=found.offsets[1:][here])
         found.offsets[1:][here] += row
         found.rows[row : row + len(rows)] = rows
 

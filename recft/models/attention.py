@@ -12,6 +12,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +25,7 @@ from transformers.masking_utils import eager_mask
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["NAME", "attend", "pays", "put_in"]
+__all__ = ["LENGTHS", "NAME", "attend", "pays", "put_in"]
 
 NAME = "recft_tiles"
 """The name of our attention in a model's configuration."""
@@ -34,6 +35,9 @@ QUERIES = 128
 
 SCORES = 2**20
 """Scores of a tile: 2 MiB in 16 bits, what a core's own cache holds."""
+
+LENGTHS = torch.int32
+"""The dtype of a mask that says how long the texts of a row are."""
 
 NEVER = -1e30
 """What is added to a score that no query may see is below this in every dtype that has it; float16's is -65504."""
@@ -78,12 +82,16 @@ def attend(
         query: (B, heads, T, size).
         key: (B, key heads, S, size), S at least T where a cache comes first.
         value: (B, key heads, S, size).
-        attention_mask: (B or 1, heads or 1, T, S or more): added to scores, or true where a query may see.
+        attention_mask: (B or 1, heads or 1, T, S or more): added to scores, or true where a query may see. Or of one
+            row the lengths of texts that stand in it side by side, (1, 1, 1, n) int32: a token sees its own text, all
+            of it.
         dropout: of the probabilities; with any the work is left to SDPA.
         scaling: of the scores; 1/√size where absent.
         is_causal: whether without a mask a query sees only what comes before it; the module's own where absent.
         options: what transformers hands on besides.
     """
+    if attention_mask is not None and attention_mask.dtype == LENGTHS:
+        return _side_by_side(query, key, value, attention_mask, dropout, scaling), None
     if (
         dropout
         or query.device.type != "cpu"
@@ -98,14 +106,41 @@ def attend(
         seen = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool)
         attention_mask = seen.tril_(key.shape[2] - query.shape[2])[None, None]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _seen(query, key, value, attention_mask, scale), None
+
+
+def _seen(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
-        return _with_gradients(query, key, value, attention_mask, scale), None
-    return _forward(query, key, value, attention_mask, scale, _tiles(query, key, attention_mask))[0], None
+        return _with_gradients(query, key, value, mask, scale)
+    return _forward(query, key, value, mask, scale, _tiles(query, key, mask))[0]
 
 
 def _more_is_asked(mask: Tensor | None, options: dict[str, Any]) -> bool:
     extras = ("position_bias", "softcap", "cache", "s_aux")
     return (mask is not None and mask.requires_grad) or any(options.get(name) is not None for name in extras)
+
+
+def _side_by_side(
+    query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, dropout: float, scaling: float | None
+) -> Tensor:
+    """Texts of one row that see themselves, without padding: neighbours of one length are a batch of their own.
+
+    Raises:
+        ValueError: it is asked for what this cannot do; to leave the texts to one another would be silently wrong.
+    """
+    if dropout or query.shape[0] != 1 or query.shape[2] != key.shape[2]:
+        raise ValueError("texts side by side: one row, without dropout, and nothing before it")
+    batches = [(length, len(list(some))) for length, some in groupby(lengths.flatten().tolist())]
+    if sum(length * n for length, n in batches) != query.shape[2]:
+        raise ValueError(f"texts side by side: {query.shape[2]} tokens, and lengths of others")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    # Split, not sliced: a slice's gradient would be as large as the row, for every batch.
+    cut = (part[0].split([length * n for length, n in batches], dim=1) for part in (query, key, value))
+    found = []
+    for (length, n), *parts in zip(batches, *cut, strict=True):
+        asked, known, read = (part.unflatten(1, (n, length)).transpose(0, 1) for part in parts)
+        found.append(_seen(asked, known, read, None, scale).flatten(0, 1))  # (n·length, heads, size)
+    return torch.cat(found)[None]
 
 
 class _Attend(torch.autograd.Function):

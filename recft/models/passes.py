@@ -1,8 +1,9 @@
 """The passes in which texts go through a model: the one place that chooses between padding and a shared layout.
 
 Causal bases take the layout (`models.layout`): beginnings are computed once, rows hold no padding. Encoders, whose
-tokens see what follows them, can share nothing exactly: they take texts of like length, padded. So does a base whose
-attention does not heed a mask, or whose sliding window is narrower than a text. Where no gradient is wanted, a
+tokens see what follows them, can share nothing exactly: where our own attention tells the texts of a row apart they
+stand side by side, else they take texts of like length, padded. So does a base whose attention does not heed a mask,
+or whose sliding window is narrower than a text. Where no gradient is wanted, a
 beginning that many texts have stays as keys and values.
 """
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recft.models import attention
 from recft.models.flex import block_mask
 from recft.models.layout import Family, Layout, families, lay_out
 from recft.models.packed import NOT_FOR_THIS, Before, additive, fault, hidden_of, narrowest_window, read
@@ -87,6 +89,8 @@ def _some_alone(
 def _passes(model: TextModel, tokens: Sequence[Tokens], pad_id: int, chunk_tokens: int, caches: bool) -> list[Pass]:
     if model.serving.kind == "causal" and _takes_layouts(model.base, tokens):
         return _shared(model, tokens, chunk_tokens, caches)
+    if model.serving.kind == "encoder" and _takes_rows(model):
+        return _side_by_side(model, tokens, chunk_tokens)
     found = []
     for rows in chunks_by_length(tokens, chunk_tokens, MOST_ROWS):
         batch = padded(tokens, rows, pad_id, model.device, model.serving.max_tokens)
@@ -94,6 +98,41 @@ def _passes(model: TextModel, tokens: Sequence[Tokens], pad_id: int, chunk_token
         places = [row * ids.shape[1] + np.arange(len(tokens[text]["input_ids"])) for row, text in enumerate(rows)]
         found.append(Pass(rows, ids.numel(), places, partial(model, **batch)))
     return found
+
+
+def _side_by_side(model: TextModel, tokens: Sequence[Tokens], chunk_tokens: int) -> list[Pass]:
+    """Passes of one row each, without padding: texts stand side by side, those of one length next to another."""
+    lengths = np.array([len(row["input_ids"]) for row in tokens])
+    found: list[Pass] = []
+    chosen: list[int] = []
+    room = chunk_tokens
+    for text in [*np.argsort(-lengths, kind="stable").tolist(), None]:
+        if chosen and (text is None or lengths[text] > room or len(chosen) == MOST_ROWS):
+            own = lengths[chosen]
+            places = np.split(np.arange(own.sum()), np.cumsum(own)[:-1])
+            outputs = partial(_row_outputs, model, [tokens[each] for each in chosen])
+            found.append(Pass(np.array(chosen), int(own.sum()), places, outputs))
+            chosen, room = [], chunk_tokens
+        if text is not None:
+            chosen.append(text)
+            room -= lengths[text]
+    return found
+
+
+def _row_outputs(model: TextModel, tokens: Sequence[Tokens]) -> Tensor:
+    """The embeddings of texts that stand side by side in one row, (n, D)."""
+    base, lengths = model.base, np.array([len(row["input_ids"]) for row in tokens])
+    inputs = {
+        name: _on(np.concatenate([row[name] for row in tokens])[None], base.device)
+        for name in ("input_ids", "token_type_ids")
+        if name in tokens[0]
+    }
+    positions = _on(np.concatenate([np.arange(length) for length in lengths])[None], base.device)
+    mask = _on(lengths.astype(np.int32)[None, None, None], base.device)
+    hidden = base.base_model(**inputs, position_ids=positions, attention_mask=mask).last_hidden_state[0]  # (T, D)
+    if model.serving.pooling == "mean":
+        return model.vectors(_means_of(hidden, lengths))
+    return model.vectors(hidden[_on(np.cumsum(lengths) - 1, base.device)])
 
 
 def _shared(model: TextModel, tokens: Sequence[Tokens], chunk_tokens: int, caches: bool) -> list[Pass]:
@@ -190,10 +229,13 @@ def hidden_states(base: PreTrainedModel, layout: Layout, before: Callable[[], Be
 
 def _means(hidden: Tensor, layout: Layout) -> Tensor:
     """The mean over each text's tokens, (n, D), in the hidden states' dtype."""
-    lengths = np.diff(layout.starts)
+    return _means_of(hidden[_on(layout.ways, hidden.device)], np.diff(layout.starts))
+
+
+def _means_of(hidden: Tensor, lengths: np.ndarray) -> Tensor:
+    """The mean over each text's tokens, (n, D), of texts that stand one behind the other, (sum of lengths, D)."""
     owner = _on(np.repeat(np.arange(len(lengths)), lengths), hidden.device)
-    sums = hidden.new_zeros(len(lengths), hidden.shape[1])
-    sums = sums.index_add(0, owner, hidden[_on(layout.ways, hidden.device)])
+    sums = hidden.new_zeros(len(lengths), hidden.shape[1]).index_add(0, owner, hidden)
     return sums / _on(lengths, hidden.device)[:, None]
 
 
@@ -226,6 +268,35 @@ def _takes_layouts(base: PreTrainedModel, tokens: Sequence[Tokens]) -> bool:
     if base not in _heeding:
         _heeding[base] = _heeds(base)
     return _heeding[base]
+
+
+def _takes_rows(model: TextModel) -> bool:
+    """Whether an encoder's texts can stand side by side, for all attention of it tells them apart.
+
+    A new head reads the first token of a row: there each text has a row of its own.
+    """
+    if model.serving.head != "embedding" or model.base.config._attn_implementation != attention.NAME:
+        return False
+    if model.base not in _heeding:
+        _heeding[model.base] = _knows_apart(model)
+    return _heeding[model.base]
+
+
+@torch.no_grad()
+def _knows_apart(model: TextModel) -> bool:
+    """Tries a few tokens: not every architecture hands a mask to its attention, or counts positions from 0."""
+    texts: list[Tokens] = [{"input_ids": ids} for ids in ([1, 3, 2, 4, 2, 5], [1, 3, 2, 4, 3, 2], [5, 2, 3])]
+    training = model.training
+    model.eval()
+    try:
+        together = _row_outputs(model, texts)
+        alone = torch.cat([model(**padded([text], np.zeros(1, int), 0, model.device, 64)) for text in texts])
+    except NOT_FOR_THIS:
+        return False
+    finally:
+        model.train(training)
+    off = float((together - alone).abs().max() / alone.abs().max())
+    return off < (0.1 if model.base.dtype.itemsize == 2 else 0.01)
 
 
 @torch.no_grad()

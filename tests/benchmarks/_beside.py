@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recft.models.machine import settle
 from recft.run import write_json
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def child(script: Path, side: str, options: Sequence[str]) -> dict[str, Any]:
     """What `script --child side` says in a process of its own: its last line's JSON, "peak_bytes" and "seconds".
 
     The process's peak is its VmHWM, its seconds those from start to end; a child that says either itself is believed.
+    A child named `recft` has its threads and memory settled as recft's command line settles them.
 
     Raises:
         RuntimeError: the child failed.
@@ -95,6 +97,8 @@ def main() -> None:
     Asked of the process itself: what wait4 says of a child counts the memory of the parent it was started from.
     """
     sys.argv = sys.argv[1:]
+    if sys.argv[1:3] == ["--child", "recft"]:
+        settle()  # before libraries are loaded that read it
     sys.path[0] = str(Path(sys.argv[0]).parent)
     runpy.run_path(sys.argv[0], run_name="__main__")
     print(json.dumps({"peak_bytes": memory("VmHWM")}), flush=True)

@@ -8,23 +8,25 @@ other items of a batch as negatives, AdamW. recft's side is `fit` as `recft tune
 sentence-transformers' is `SentenceTransformerTrainer.train` with MultipleNegativesRankingLoss from its first step on,
 the same pairs in the same batches, in the fastest of the ways it is given here, which are printed. Dropout is off on
 both, as recft has it: it is on in sentence-transformers unless it is told, and costs time. It has no sampler that
-groups lengths; histories of ten titles are of like length. Checked in float32 with one adapter: both losses are equal.
-The result goes to WORK/encoder.json.
+groups lengths; histories of ten titles are of like length. Each turn is a process of its own, in which a turn before
+has set up the kernels: recft settles a process's threads and memory, and its users have that. Checked in float32 with
+one adapter: both losses are equal. The result goes to WORK/encoder.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _beside import Row, alternate, compared, machine, save, show, versions
+from _beside import Row, alternate, child, compared, machine, save, show, versions
 from _shop import Shop, recipe_of, tuned_of
 from accelerate import Accelerator
 from transformers import TrainerCallback
@@ -229,6 +231,15 @@ def profiled(ours: Ours) -> None:
     print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
 
 
+def turn_of(side: str, way: str, records: Records, work: Path) -> float:
+    """The seconds of a side's turn, once its kernels are set up."""
+    if side == "recft":
+        ours = Ours(records)
+        return [ours.turn() for _ in range(2)][1]
+    trainer = trainer_of(Ours(records).pairs(), work, **WAYS[way])
+    return [train_seconds(trainer) for _ in range(2)][1]
+
+
 def main() -> None:
     """Checks, tries the other side's ways, measures, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -237,29 +248,30 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--way", default="", choices=["", *WAYS], help="of sentence-transformers; tried where absent")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--child", choices=["recft", "peer"], help=argparse.SUPPRESS)
     given = parser.parse_args()
     work = given.work.resolve()
     records = Shop.open().records([10] * (BATCH * given.steps))
-    ours = Ours(records)
     if given.profile:
-        profiled(ours)
+        profiled(Ours(records))
+        return
+    if given.child:
+        print(json.dumps({"seconds": turn_of(given.child, given.way, records, work)}))
         return
     print(machine(), versions(*PEERS), flush=True)
     apart = same(work, records)
     print(f"loss in float32, apart: {apart:.1e} of it: {'same' if apart < 1e-4 else 'DIFFERENT'}", flush=True)
-    pairs = ours.pairs()
+
+    def seconds(side: str, way: str = "", steps: int = given.steps) -> float:
+        options = ["--work", str(work), "--steps", str(steps), "--way", way]
+        return float(child(Path(__file__), side, options)["seconds"])
+
     tried = {}
-    for name, way in WAYS.items() if not given.way else ():
-        trainer = trainer_of((pairs[0][:BATCH], pairs[1][:BATCH]), work, **way)
-        tried[name] = BATCH / min([train_seconds(trainer) for _ in range(3)][1:])
+    for name in WAYS if not given.way else ():
+        tried[name] = BATCH / seconds("peer", name, 1)
         print(f"sentence-transformers {name}: {tried[name]:.1f} pairs/s", flush=True)
     best: str = given.way or max(tried, key=lambda name: tried[name])
-    sides: dict[str, Callable[[], float]] = {
-        "recft": ours.turn,
-        "sentence-transformers": partial(train_seconds, trainer_of(pairs, work, **WAYS[best])),
-    }
-    for turn in sides.values():
-        turn()
+    sides = {"recft": partial(seconds, "recft"), "sentence-transformers": partial(seconds, "peer", best)}
     found = alternate(sides, given.rounds)
     times = (found["recft"], found["sentence-transformers"])
     rows: list[Row] = [compared("bi-encoder", "pairs/s", (len(records), len(records)), times, TARGET, best)]

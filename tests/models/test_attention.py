@@ -13,7 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from recft.models import attention
-from recft.models.attention import NAME, attend, pays, put_in
+from recft.models.attention import LENGTHS, NAME, attend, pays, put_in
 
 LOWEST = torch.finfo(torch.float32).min
 
@@ -237,3 +237,35 @@ def test_an_exported_graph_is_sdpas() -> None:
     with torch.no_grad():
         graph = torch.export.export(model, (), {"input_ids": ids, "use_cache": False}, strict=False)
     assert "scaled_dot_product_attention" in str(graph.graph)
+
+
+SIZES = [7, 7, 7, 5, 3, 3, 1]
+"""Lengths of texts that stand in one row, (1, 1, 1, n) as a mask."""
+
+
+def lengths(sizes: list[int]) -> Tensor:
+    return torch.tensor(sizes, dtype=LENGTHS)[None, None, None]
+
+
+def test_texts_side_by_side_read_what_each_reads_alone() -> None:
+    parts = given(1, sum(SIZES), sum(SIZES))
+    found = results(attend, parts, lengths(SIZES))
+    owner = torch.repeat_interleave(torch.arange(len(SIZES)), torch.tensor(SIZES))
+    apart = (owner[:, None] == owner)[None, None]
+    for one, other in zip(found, results(attend, parts, apart), strict=True):
+        assert off(one, other) < 1e-5
+    changed = [part.detach().clone() for part in parts]
+    for part in changed:
+        part[:, :, SIZES[0] : 2 * SIZES[0]] += 1
+    again = attend(SimpleNamespace(), *changed, lengths(SIZES), scaling=0.3)[0]
+    same = owner != 1
+    assert torch.equal(again[:, same], found[0][:, same]) and not torch.equal(again[:, ~same], found[0][:, ~same])
+
+
+@pytest.mark.parametrize(
+    ("rows", "keys", "sizes", "dropout"),
+    [(2, 33, SIZES, 0.0), (1, 35, SIZES, 0.0), (1, 33, SIZES[1:], 0.0), (1, 33, SIZES, 0.1)],
+)
+def test_texts_are_never_left_to_one_another(rows: int, keys: int, sizes: list[int], dropout: float) -> None:
+    with pytest.raises(ValueError, match="side by side"):
+        attend(SimpleNamespace(), *given(rows, 33, keys), lengths(sizes), dropout=dropout)

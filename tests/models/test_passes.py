@@ -9,10 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    MistralConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RobertaConfig,
+    RobertaModel,
+)
 
-from recft.models import layout
+from recft.models import attention, layout
 from recft.models.base import load_base, tokenizer_of
+from recft.models.blocks import checkpoint_blocks
 from recft.models.passes import passes
 from recft.models.text_model import Serving, TextModel, label_tokens, padded
 from recft.models.tokens import Text, Tokens
@@ -149,3 +157,62 @@ def test_log_p_has_the_gradient_of_whole_logits(
 
     found, wanted = gradient(lambda there: token_log_p.log_p(base, there, row, token)), gradient(whole)
     assert float((found - wanted).norm() / wanted.norm()) < 1e-5
+
+
+TITLES: list[Text] = [(item, "") for item in ITEMS] + [("oak desk, red lamp", "椅子 " * 9), ("red lamp", "黑色 墨盒")]
+
+
+def encoder_of(folder: Path, pooling: str = "mean", head: str = "embedding") -> tuple[TextModel, list[Tokens]]:
+    """An encoder in float32 with our attention, and the titles' tokens."""
+    settings = ModelSettings(base=str(folder))
+    serving = Serving("t", "encoder", head, pooling, head == "embedding", 64, n_outputs=3)
+    model = TextModel(load_base(settings, head, CPU, torch.float32, n_labels=3).model, serving).eval()
+    attention.put_in(model.base)
+    return model, serving.tokens(tokenizer_of(settings), TITLES)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("chunk_tokens", [1, 40, 4096])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_encoders_texts_stand_side_by_side_and_come_out_as_alone(
+    pooling: str, chunk_tokens: int, checkpointing: bool, tiny_bert: Path
+) -> None:
+    model, tokens = encoder_of(tiny_bert, pooling)
+    parameters = [*model.base.encoder.layer.parameters()]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    if checkpointing:
+        model.train()
+        checkpoint_blocks(model.base, 2)
+    found, n_tokens = torch.full((len(tokens), model.base.config.hidden_size), torch.nan), 0
+    for one in passes(model, tokens, 0, chunk_tokens):
+        found = found.index_copy(0, torch.from_numpy(one.texts), one.outputs())
+        n_tokens += one.n_tokens
+    assert n_tokens == sum(len(row["input_ids"]) for row in tokens), "something is padding"
+    each = torch.cat([model(**padded([row], np.zeros(1, int), 0, CPU, 64)) for row in tokens])
+    np.testing.assert_allclose(found.detach(), each.detach(), atol=1e-5)
+    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(0))
+    expected = torch.autograd.grad((each * weights).sum(), parameters)
+    largest = max(float(grad.abs().max()) for grad in expected)  # a key's bias has none but rounding
+    for one, other in zip(torch.autograd.grad((found * weights).sum(), parameters), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * largest)
+
+
+def test_texts_of_an_encoder_stand_apart_where_a_row_would_not_do(tiny_bert: Path) -> None:
+    """A new head reads the first token of a row, another attention knows no lengths, RoBERTa counts from 2."""
+    model, tokens = encoder_of(tiny_bert, "none", "classifier")
+    assert _is_padded(model, tokens)
+    model, tokens = encoder_of(tiny_bert)
+    assert not _is_padded(model, tokens)
+    model.base.set_attn_implementation("eager")
+    assert _is_padded(model, tokens)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    roberta = RobertaModel(RobertaConfig(**shape, vocab_size=2000, max_position_embeddings=80), add_pooling_layer=False)
+    attention.put_in(roberta)
+    other = TextModel(roberta.eval(), model.serving)
+    plain: list[Tokens] = [{"input_ids": row["input_ids"]} for row in tokens]
+    assert _is_padded(other, plain)
+
+
+def _is_padded(model: TextModel, tokens: list[Tokens]) -> bool:
+    return sum(one.n_tokens for one in passes(model, tokens, 0, 4096)) > sum(len(row["input_ids"]) for row in tokens)
