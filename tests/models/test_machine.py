@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -110,6 +112,7 @@ def test_pools_never_have_more_threads_than_the_user_or_the_quota_says(
 
 def test_what_the_user_has_set_stays(tmp_path: Path) -> None:
     mine = {"OMP_WAIT_POLICY": "ACTIVE", "POLARS_MAX_THREADS": "7", "RAYON_NUM_THREADS": "5", "OMP_NUM_THREADS": "3"}
+    mine |= {"THP_MEM_ALLOC_ENABLE": "0", "MALLOC_ARENA_MAX": "4"}
     found = dict(mine)
     machine.settle(found, tmp_path)
     assert found == mine
@@ -157,3 +160,32 @@ def test_memory_is_what_the_group_leaves(tmp_path: Path) -> None:
     assert machine.available_bytes(lay(tmp_path / "first", first)) == 0
     first["sys/fs/cgroup/memory/memory.limit_in_bytes"] = "9223372036854771712\n"
     assert machine.available_bytes(lay(tmp_path / "unlimited", first)) == 32_000 * 1024
+
+
+FAULTS = """
+import resource, sys
+from recft.models import machine
+if sys.argv[1] == "settled":
+    machine.settle()
+def once():
+    parts = [bytearray(24 << 20) for _ in range(3)]  # 72 MiB, written
+for _ in range(3):
+    once()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    once()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another system's allocator")
+def test_memory_that_was_freed_is_used_again_and_not_mapped_anew() -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+
+    def faults(how: str, **more: str) -> int:
+        command = [sys.executable, "-c", FAULTS, how]
+        return int(subprocess.run(command, env=clean | more, capture_output=True, check=True, text=True).stdout)
+
+    pages = 5 * (72 << 20) // resource.getpagesize()
+    assert faults("settled") < pages // 50 < pages // 2 < faults("as it is")
+    assert faults("settled", MALLOC_MMAP_THRESHOLD_="100000") > pages // 2, "what the user has set stays"
