@@ -239,6 +239,7 @@ def test_an_exported_graph_is_sdpas() -> None:
     assert "scaled_dot_product_attention" in str(graph.graph)
 
 
+ours: Any = attend
 SIZES = [7, 7, 7, 5, 3, 3, 1]
 """Lengths of texts that stand in one row, (1, 1, 1, n) as a mask."""
 
@@ -257,7 +258,7 @@ def test_texts_side_by_side_read_what_each_reads_alone() -> None:
     changed = [part.detach().clone() for part in parts]
     for part in changed:
         part[:, :, SIZES[0] : 2 * SIZES[0]] += 1
-    again = attend(SimpleNamespace(), *changed, lengths(SIZES), scaling=0.3)[0]
+    again = ours(SimpleNamespace(), *changed, lengths(SIZES), scaling=0.3)[0]
     same = owner != 1
     assert torch.equal(again[:, same], found[0][:, same]) and not torch.equal(again[:, ~same], found[0][:, ~same])
 
@@ -268,4 +269,4 @@ def test_texts_side_by_side_read_what_each_reads_alone() -> None:
 )
 def test_texts_are_never_left_to_one_another(rows: int, keys: int, sizes: list[int], dropout: float) -> None:
     with pytest.raises(ValueError, match="side by side"):
-        attend(SimpleNamespace(), *given(rows, 33, keys), lengths(sizes), dropout=dropout)
+        ours(SimpleNamespace(), *given(rows, 33, keys), lengths(sizes), dropout=dropout)

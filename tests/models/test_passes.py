@@ -159,7 +159,7 @@ def test_log_p_has_the_gradient_of_whole_logits(
     assert float((found - wanted).norm() / wanted.norm()) < 1e-5
 
 
-TITLES: list[Text] = [(item, "") for item in ITEMS] + [("oak desk, red lamp", "椅子 " * 9), ("red lamp", "黑色 墨盒")]
+TITLES: list[Text] = [*((item, "") for item in ITEMS), ("oak desk, red lamp", "椅子 " * 9), ("red lamp", "黑色 墨盒")]
 
 
 def encoder_of(folder: Path, pooling: str = "mean", head: str = "embedding") -> tuple[TextModel, list[Tokens]]:
@@ -178,7 +178,7 @@ def test_an_encoders_texts_stand_side_by_side_and_come_out_as_alone(
     pooling: str, chunk_tokens: int, checkpointing: bool, tiny_bert: Path
 ) -> None:
     model, tokens = encoder_of(tiny_bert, pooling)
-    parameters = [*model.base.encoder.layer.parameters()]
+    parameters = [part for name, part in model.base.named_parameters() if ".layer." in name]
     for parameter in parameters:
         parameter.requires_grad_(True)
     if checkpointing:
@@ -194,8 +194,8 @@ def test_an_encoders_texts_stand_side_by_side_and_come_out_as_alone(
     weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(0))
     expected = torch.autograd.grad((each * weights).sum(), parameters)
     largest = max(float(grad.abs().max()) for grad in expected)  # a key's bias has none but rounding
-    for one, other in zip(torch.autograd.grad((found * weights).sum(), parameters), expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * largest)
+    for grad, wanted in zip(torch.autograd.grad((found * weights).sum(), parameters), expected, strict=True):
+        torch.testing.assert_close(grad, wanted, rtol=1e-5, atol=1e-5 * largest)
 
 
 def test_texts_of_an_encoder_stand_apart_where_a_row_would_not_do(tiny_bert: Path) -> None:
@@ -206,7 +206,12 @@ def test_texts_of_an_encoder_stand_apart_where_a_row_would_not_do(tiny_bert: Pat
     assert not _is_padded(model, tokens)
     model.base.set_attn_implementation("eager")
     assert _is_padded(model, tokens)
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     roberta = RobertaModel(RobertaConfig(**shape, vocab_size=2000, max_position_embeddings=80), add_pooling_layer=False)
     attention.put_in(roberta)
     other = TextModel(roberta.eval(), model.serving)
