@@ -89,9 +89,15 @@ def attend(
         scaling: of the scores; 1/√size where absent.
         is_causal: whether without a mask a query sees only what comes before it; the module's own where absent.
         options: what transformers hands on besides.
+
+    Raises:
+        ValueError: texts side by side are asked for with what this cannot do.
     """
     if attention_mask is not None and attention_mask.dtype == LENGTHS:
-        return _side_by_side(query, key, value, attention_mask, dropout, scaling), None
+        if dropout or _more_is_asked(None, options) or query.shape[0] != 1 or query.shape[2] != key.shape[2]:
+            # To leave the texts to one another would be silently wrong.
+            raise ValueError("texts side by side: one row, with nothing before it, and no dropout, bias or cap")
+        return _side_by_side(query, key, value, attention_mask, scaling), None
     if (
         dropout
         or query.device.type != "cpu"
@@ -120,16 +126,12 @@ def _more_is_asked(mask: Tensor | None, options: dict[str, Any]) -> bool:
     return (mask is not None and mask.requires_grad) or any(options.get(name) is not None for name in extras)
 
 
-def _side_by_side(
-    query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, dropout: float, scaling: float | None
-) -> Tensor:
+def _side_by_side(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scaling: float | None) -> Tensor:
     """Texts of one row that see themselves, without padding: neighbours of one length are a batch of their own.
 
     Raises:
-        ValueError: it is asked for what this cannot do; to leave the texts to one another would be silently wrong.
+        ValueError: the lengths are of other tokens.
     """
-    if dropout or query.shape[0] != 1 or query.shape[2] != key.shape[2]:
-        raise ValueError("texts side by side: one row, without dropout, and nothing before it")
     batches = [(length, len(list(some))) for length, some in groupby(lengths.flatten().tolist())]
     if sum(length * n for length, n in batches) != query.shape[2]:
         raise ValueError(f"texts side by side: {query.shape[2]} tokens, and lengths of others")

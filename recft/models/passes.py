@@ -89,7 +89,7 @@ def _some_alone(
 def _passes(model: TextModel, tokens: Sequence[Tokens], pad_id: int, chunk_tokens: int, caches: bool) -> list[Pass]:
     if model.serving.kind == "causal" and _takes_layouts(model.base, tokens):
         return _shared(model, tokens, chunk_tokens, caches)
-    if model.serving.kind == "encoder" and _takes_rows(model):
+    if model.serving.kind == "encoder" and _takes_rows(model, tokens):
         return _side_by_side(model, tokens, chunk_tokens)
     found = []
     for rows in chunks_by_length(tokens, chunk_tokens, MOST_ROWS):
@@ -270,12 +270,16 @@ def _takes_layouts(base: PreTrainedModel, tokens: Sequence[Tokens]) -> bool:
     return _heeding[base]
 
 
-def _takes_rows(model: TextModel) -> bool:
+def _takes_rows(model: TextModel, tokens: Sequence[Tokens]) -> bool:
     """Whether an encoder's texts can stand side by side, for all attention of it tells them apart.
 
     A new head reads the first token of a row: there each text has a row of its own.
     """
     if model.serving.head != "embedding" or model.base.config._attn_implementation != attention.NAME:
+        return False
+    lengths = [len(row["input_ids"]) for row in tokens]
+    # Lengths are all that this attention is told: nothing of a window within them.
+    if not all(lengths) or max(lengths, default=0) > narrowest_window(model.base, max(lengths, default=0)):
         return False
     if model.base not in _heeding:
         _heeding[model.base] = _knows_apart(model)

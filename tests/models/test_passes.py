@@ -199,11 +199,14 @@ def test_an_encoders_texts_stand_side_by_side_and_come_out_as_alone(
 
 
 def test_texts_of_an_encoder_stand_apart_where_a_row_would_not_do(tiny_bert: Path) -> None:
-    """A new head reads the first token of a row, another attention knows no lengths, RoBERTa counts from 2."""
+    """A new head reads the first token of a row, others know no lengths, a window is narrow, RoBERTa counts from 2."""
     model, tokens = encoder_of(tiny_bert, "none", "classifier")
     assert _is_padded(model, tokens)
     model, tokens = encoder_of(tiny_bert)
     assert not _is_padded(model, tokens)
+    model.base.config.sliding_window = 4
+    assert _is_padded(model, tokens)
+    del model.base.config.sliding_window
     model.base.set_attn_implementation("eager")
     assert _is_padded(model, tokens)
     shape: dict[str, Any] = {
