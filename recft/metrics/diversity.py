@@ -24,8 +24,11 @@ __all__ = ["MEMBER", "lists"]
 MANY_BLOCKS = 16
 """From so many blocks on, several threads are worth starting."""
 
-BLOCK_PAIRS = 1 << 20
-"""Pairs of items that are compared at a time: 8 MiB for each word that all share."""
+MOST_THREADS = 4
+"""More wait for the interpreter's lock, and each holds a block."""
+
+BLOCK_PAIRS = 1 << 19
+"""Pairs of items that are compared at a time by a thread: 6 MiB for each word that all share."""
 
 
 def lists(given: Lists, cutoff: int | None) -> np.ndarray:
@@ -57,7 +60,7 @@ def lists(given: Lists, cutoff: int | None) -> np.ndarray:
         return np.concatenate([np.zeros(0), *map(of, parts)])
     import torch
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    with ThreadPoolExecutor(min(torch.get_num_threads(), MOST_THREADS)) as pool:
         return np.concatenate(list(pool.map(of, parts)))
 
 

@@ -51,7 +51,8 @@ def settle(environment: MutableMapping[str, str] = os.environ, root: Path = ROOT
         environment.setdefault("GOMP_SPINCOUNT", "10000")
     # Freed memory that went back to the system would be wiped and mapped anew, page by page, in every step.
     environment.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch takes what is large in pages of 2 MiB
-    if not any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in environment):
+    said = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in environment)
+    if environment is os.environ and not said:
         _keep_freed_memory(matrix)
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "set_num_interop_threads"):
@@ -66,8 +67,10 @@ def _keep_freed_memory(threads: int) -> None:
     """Lets glibc's allocator use up to 256 MiB of freed memory again, in as many arenas as there are threads."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another system's allocator
         mallopt = ctypes.CDLL(None).mallopt
-        for option, value in ((M_MMAP_THRESHOLD, 64 << 20), (M_TRIM_THRESHOLD, 256 << 20), (M_ARENA_MAX, threads)):
-            mallopt(option, value)
+        # Older ones take no more than half as much; one that takes neither is better left as it is.
+        if mallopt(M_MMAP_THRESHOLD, 64 << 20) or mallopt(M_MMAP_THRESHOLD, 32 << 20):
+            mallopt(M_TRIM_THRESHOLD, 256 << 20)
+            mallopt(M_ARENA_MAX, threads)
 
 
 def _wanted(environment: MutableMapping[str, str]) -> int:

@@ -290,25 +290,28 @@ def _takes_rows(model: TextModel, tokens: Sequence[Tokens]) -> bool:
 def _knows_apart(model: TextModel) -> bool:
     """Tries a few tokens: not every architecture hands a mask to its attention, or counts positions from 0."""
     first, other, second = [1, 3, 2, 4, 2, 5], [5, 2, 4, 4, 1, 3], [1, 3, 2, 4]
-    training = model.training
-    model.eval()
+    base = model.base
+    training = base.training
+    base.eval()  # without an adapter's dropout
     try:
         together, again = (_row_outputs(model, [{"input_ids": ids} for ids in (one, second)]) for one in (first, other))
         alone = model(**padded([{"input_ids": second}], np.zeros(1, int), 0, model.device, len(second)))
-        ids = torch.tensor([second], device=model.device)
-        usual, counted = (
-            model.base.base_model(input_ids=ids, **more).last_hidden_state
-            for more in ({}, {"position_ids": torch.arange(len(second), device=model.device)[None]})
+        ids, places = torch.tensor([second], device=model.device), torch.arange(len(second), device=model.device)[None]
+        usual, counted, spread = (
+            base.base_model(input_ids=ids, **more).last_hidden_state
+            for more in ({}, {"position_ids": places}, {"position_ids": 2 * places})
         )
     except NOT_FOR_THIS:
         return False
     finally:
-        model.train(training)
-    # To the bit, so that no rounding hides a place that is off by one, or a neighbour that is seen.
-    if not torch.equal(usual, counted) or not torch.equal(together[1], again[1]) or torch.equal(together[0], again[0]):
+        base.train(training)
+    # To the bit, so that no rounding hides a place that is off by one or not heeded, or a neighbour that is seen.
+    if not torch.equal(usual, counted) or torch.equal(usual, spread):
+        return False
+    if not torch.equal(together[1], again[1]) or torch.equal(together[0], again[0]):
         return False
     off = float((together[1] - alone).abs().max() / alone.abs().max())
-    return off < (0.1 if model.base.dtype.itemsize == 2 else 0.01)
+    return off < (0.1 if base.dtype.itemsize == 2 else 0.01)
 
 
 @torch.no_grad()

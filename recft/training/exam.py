@@ -217,7 +217,7 @@ class _Latest:
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         if self._found is not None and self._rows is not None and self._rows() is rows:
             return self._found
-        self._found = None  # not two at a time
+        self._found = None  # not held while the next ones are computed
         found = self._compute(rows)
         self._rows, self._found = weakref.ref(rows, self._forget), found
         return found

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["Scored", "label_values", "pointwise", "ranking_values", "score", "score_all", "score_model"]
 
 
+AHEAD_BYTES = 1 << 29
+"""Of scores in memory at a time, up to which the next ones are computed while these are ranked."""
+
+
 @dataclass(frozen=True)
 class Scored:
     """What one row of the table scored.
@@ -77,8 +81,9 @@ def score_all(exam: Exam, systems: Mapping[str, System]) -> dict[str, Scored]:
         part = parts[number]
         return candidates_of(exam, part), {name: need_block(exam, system)(part) for name, system in systems.items()}
 
-    # Ranking is one thread's work: the other cores compute the next scores.
-    with contextlib.closing(Ahead(computed, len(parts), threads > 1)) as ahead:
+    # Ranking is one thread's work: the other cores compute the next scores, where those of two parts have room.
+    held = 2 * 4 * len(systems) * len(exam.items) * max(map(len, parts), default=0)
+    with contextlib.closing(Ahead(computed, len(parts), threads > 1 and held <= AHEAD_BYTES)) as ahead:
         for number, part in enumerate(parts):
             candidates, scores = ahead.take(number)
             for name, ranking in rankings.items():

@@ -224,3 +224,15 @@ def test_texts_of_an_encoder_stand_apart_where_a_row_would_not_do(tiny_bert: Pat
 
 def _is_padded(model: TextModel, tokens: list[Tokens]) -> bool:
     return sum(one.n_tokens for one in passes(model, tokens, 0, 4096)) > sum(len(row["input_ids"]) for row in tokens)
+
+
+def test_the_trial_of_rows_leaves_a_base_as_it_was(tiny_bert: Path) -> None:
+    """A model whose own flag says training, as a new one's does, may hold a base that is evaluated."""
+    model, tokens = encoder_of(tiny_bert)
+    model.training = True
+    passes(model, tokens, 0, 4096)
+    assert not any(part.training for part in model.base.modules())
+    model, tokens = encoder_of(tiny_bert)
+    model.train()
+    passes(model, tokens, 0, 4096)
+    assert all(part.training for part in model.base.modules())
