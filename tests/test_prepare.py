@@ -16,7 +16,7 @@ import pytest
 from recft.data.items import read_items
 from recft.data.judgements import read_judgements
 from recft.data.ledger import Ledger
-from recft.data.splits import split_queries
+from recft.data.query_splits import split_queries
 from recft.data.store import SPLITS, Store
 from recft.data.text import normalise
 from recft.errors import DataError, RecipeError

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from recft.data.interactions import Kept
 from recft.data.judgements import Judgements
 from recft.data.order import CACHED_ROWS, taken
-from recft.data.splits import Drafts, QueryDraft, Spans
+from recft.data.query_splits import QueryDraft
+from recft.data.splits import Drafts, Spans
 from recft.data.store import SPLITS, Log, Named, Records, Split, kept_columns
 from recft.data.texts import Texts
 from recft.errors import RecipeError, problem

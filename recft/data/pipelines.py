@@ -18,8 +18,9 @@ from recft.data.judgements import read_judgements
 from recft.data.labels import event_records, query_records, text_records
 from recft.data.ledger import Ledger
 from recft.data.order import CACHED_ROWS, different
+from recft.data.query_splits import split_queries
 from recft.data.reviews import with_reviews
-from recft.data.splits import split_events, split_queries, time_cuts
+from recft.data.splits import split_events, time_cuts
 from recft.data.store import SPLITS, Log, Records, Split, Table
 from recft.data.text import normalise
 from recft.data.text_splits import shared_texts, split_texts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from recft.data import labels, order, splits
 from recft.data.labels import event_records
 from recft.data.splits import split_events
 from recft.data.store import SPLITS, Log, Records, Split
@@ -88,3 +89,16 @@ def test_pairs_do_not_stand_by_grade() -> None:
     records = sampled(a_log())["train"]
     firsts = records.grades[records.offsets[:-1]]
     assert 0.1 < firsts.mean() < 0.35  # one yes in five
+
+
+def test_records_are_the_same_however_they_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = a_log()
+    log = Log(log.users, log.items, log.times // 4, None)  # several targets at a time
+    whole = sampled(log, negatives=2)
+    for module in (labels, order, splits):
+        monkeypatch.setattr(module, "CACHED_ROWS", 7)
+    parts = sampled(log, negatives=2)
+    for split in SPLITS:
+        assert (np.diff(whole[split].offsets) > 3).any()
+        for name in ("starts", "cuts", "times", "offsets", "items", "grades", "users"):
+            assert np.array_equal(getattr(whole[split], name), getattr(parts[split], name)), name

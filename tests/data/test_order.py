@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from recft.data import order
-from recft.data.order import by_user_and_time, different, first_meetings, firsts, kth, without
+from recft.data.order import by_user_and_time, different, first_meetings, firsts, kth, taken, without
 
 KEYS = st.one_of(st.lists(st.integers(0, 5), max_size=40), st.lists(st.integers(0, 2**62), max_size=40))
 EVENTS = st.lists(st.tuples(st.integers(0, 9), st.integers(-3, 3), st.integers(0, 4)), min_size=1, max_size=60)
@@ -83,3 +83,10 @@ def test_places_are_left_out_in_place(dropped: list[bool]) -> None:
     values = np.arange(len(dropped), dtype=np.int32)
     wanted = values[~np.array(dropped, bool)].copy()
     np.testing.assert_array_equal(without(values, np.flatnonzero(dropped)), wanted)
+
+
+@given(st.lists(st.integers(0, 4), max_size=30))
+def test_taken_is_indexing(rows: list[int]) -> None:
+    values, chosen = np.array([7, -1, 5, 3, 9], np.int32), np.array(rows, np.int32)
+    found = taken(values, chosen)
+    assert found.dtype == values.dtype and found.tolist() == values[chosen].tolist()

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from recft.data.audit import audit_events, audit_queries
 from recft.data.judgements import Judgements
 from recft.data.labels import event_records, query_records
-from recft.data.splits import Drafts, split_events, split_queries
+from recft.data.query_splits import split_queries
+from recft.data.splits import Drafts, split_events
 from recft.data.store import SPLITS, Log
 from recft.errors import DataError, RecipeError
 from recft.schema import LabelSettings, SplitSettings

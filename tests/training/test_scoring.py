@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from exam_toys import exam, records, table
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,9 +18,10 @@ from recft.errors import ModelError
 from recft.metrics._base import Lists
 from recft.registry import load
 from recft.training import exam as exam_module
+from recft.training import scoring
 from recft.training.block_ranking import candidates_of
 from recft.training.exam import System, classic_system, corrected, few_records, model_system, places
-from recft.training.scoring import score
+from recft.training.scoring import score, score_all
 
 DRAW = np.random.default_rng(0)
 
@@ -74,6 +77,34 @@ def test_records_are_scored_alike_however_they_fall_into_blocks(monkeypatch: pyt
     assert parts.top is not None and whole.top is not None and np.array_equal(parts.top, whole.top)
     assert parts.ranks is not None and whole.ranks is not None
     assert np.array_equal(parts.ranks.pairs, whole.ranks.pairs)
+
+
+def test_what_is_computed_ahead_is_not_what_is_hidden_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sum reads its members' blocks in one thread while another hides histories in those of the part before."""
+    own, scores, _ = shop(n_records=120)
+    asked = exam(own, 30, ["ndcg@10", "recall@5"], settings={"mask_history": True})
+    threads: set[str] = set()
+
+    def computed(_records: Any, part: np.ndarray) -> Any:
+        threads.add(threading.current_thread().name)
+        return scores[part]
+
+    one, other = classic_system(asked, computed), classic_system(asked, lambda _, part: scores[part][:, ::-1])
+    assert one.block is not None and other.block is not None
+    total = System(lambda part: one.block(part) + other.block(part), one.pairs)  # type: ignore[misc]
+    systems = {"one": one, "sum": total, "other": other}
+    monkeypatch.setattr(exam_module, "BLOCK_SCORES", 30)
+    monkeypatch.setattr(exam_module, "LEAST_ROWS", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    ahead = score_all(asked, systems)
+    assert any(name.startswith("next-batch") for name in threads)
+    threads.clear()
+    monkeypatch.setattr(scoring, "AHEAD_BYTES", 0)
+    alone = score_all(asked, systems)
+    assert threads == {threading.current_thread().name}
+    for name in systems:
+        assert ahead[name].values == alone[name].values
+        assert np.array_equal(ahead[name].top, alone[name].top)  # type: ignore[arg-type]
 
 
 def sampled(asked: Any, part: np.ndarray) -> list[list[int]]:
